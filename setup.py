@@ -1,11 +1,51 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+readme = Path(__file__).parent / "README.md"
 
 setup(
     name="esc-arch",
     version="0.1.0",
+    description="ESC super-resolution networks (ICCV 2025) as a BasicSR plugin",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="ESC for BasicSR authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
     packages=find_packages(include=["esc_arch*", "basicsr_cli*"]),
-    python_requires=">=3.10",
-    install_requires=["basicsr", "torch", "torchvision", "opencv-python", "lmdb", "pyyaml"],
+    package_data={"esc_arch": ["weights/*.safetensors"]},
+    # BasicSR 1.4.2 cannot be built on 3.13: its setup.py reads its version through locals() after
+    # an exec, which PEP 667 made impossible.
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "basicsr>=1.4.2",
+        "lmdb",
+        "matplotlib",
+        "numpy",
+        "opencv-python",
+        "pyyaml",
+        "safetensors",
+        "scikit-image",
+        "torch>=2.4",
+        "torchvision",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "flash": ["flash-attn"],
+        "bench": ["fvcore"],
+    },
     entry_points={
         "console_scripts": ["basicsr=basicsr_cli.main:main"],
         "basicsr.plugins": ["esc=esc_arch"],

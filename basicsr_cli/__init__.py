@@ -1,1 +1,1 @@
-"""The `basicsr` command."""
+"""The `basicsr` command. Nothing here imports torch before a subcommand needs it."""

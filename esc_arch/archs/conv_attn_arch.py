@@ -1,0 +1,90 @@
+"""ConvAttn: convolutions that emulate self-attention."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor
+
+from esc_arch.archs.options import require_odd, require_positive_int
+from esc_arch.errors import UserError
+from esc_arch.ops.geometry import d4_mean
+
+
+class LongRangeDynamicConv(nn.Module):
+    """Long-range and instance-dependent convolution: the two properties of self-attention.
+
+    Args:
+        pdim: Number of channels C.
+    """
+
+    def __init__(self, pdim: int) -> None:
+        super().__init__()
+        self.dwc_proj = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(pdim, pdim // 2, 1),
+            nn.GELU(),
+            nn.Conv2d(pdim // 2, 9 * pdim, 1),
+        )
+        nn.init.zeros_(self.dwc_proj[-1].weight)
+        nn.init.zeros_(self.dwc_proj[-1].bias)
+
+    def forward(self, x: Tensor, large_kernel: Tensor) -> Tensor:
+        """Convolve (B, C, H, W) with `large_kernel` (C, C, K, K) and with each sample's own 3x3."""
+        batch, channels, height, width = x.shape
+        kernels = self.dwc_proj(x).reshape(batch * channels, 1, 3, 3)
+        samples = x.reshape(1, batch * channels, height, width)
+        dynamic = F.conv2d(samples, kernels, padding=1, groups=batch * channels)
+        long_range = F.conv2d(x, large_kernel, padding=large_kernel.shape[-1] // 2)
+        return long_range + dynamic.view_as(long_range)
+
+
+@ARCH_REGISTRY.register()
+class ConvAttn(nn.Module):
+    """Emulates self-attention by convolution, on the first `pdim` channels.
+
+    Args:
+        dim: Number of channels C.
+        pdim: Channels convolved; the others pass through. An even number of at most `dim`.
+        kernel_size: Odd side K of the large kernel that this module then owns. None if the kernel
+            is shared and given to `forward`, as within ESC.
+
+    Raises:
+        UserError: An option has a value that cannot be.
+    """
+
+    def __init__(self, dim: int, pdim: int, kernel_size: int | None = 13) -> None:
+        super().__init__()
+        require_positive_int(dim=dim, pdim=pdim)
+        if pdim > dim or pdim < 2:
+            raise UserError(f"pdim is {pdim}; it must be at least 2 and at most dim, here {dim}")
+        self.pdim = pdim
+        if kernel_size is not None:
+            require_odd(kernel_size=kernel_size)
+            self.plk_filter = large_kernel_parameter(pdim, kernel_size)
+        self.plk = LongRangeDynamicConv(pdim)
+        self.aggr = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, large_kernel: Tensor | None = None) -> Tensor:
+        """Emulate self-attention.
+
+        Args:
+            x: Features (B, C, H, W).
+            large_kernel: The shared kernel (pdim, pdim, K, K), already averaged over D4; needed
+                if and only if the module owns none.
+
+        Returns:
+            (B, C, H, W).
+        """
+        if large_kernel is None:
+            large_kernel = d4_mean(self.plk_filter)
+        convolved, rest = x.split((self.pdim, x.shape[1] - self.pdim), dim=1)
+        convolved = self.plk(convolved, large_kernel)
+        return self.aggr(torch.cat([convolved, rest], dim=1))
+
+
+def large_kernel_parameter(pdim: int, kernel_size: int) -> nn.Parameter:
+    """Make a large kernel (pdim, pdim, K, K) that starts orthogonal."""
+    kernel = nn.Parameter(torch.empty(pdim, pdim, kernel_size, kernel_size))
+    nn.init.orthogonal_(kernel)
+    return kernel

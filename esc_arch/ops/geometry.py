@@ -1,0 +1,35 @@
+"""Symmetry of the large kernel."""
+
+import torch
+from torch import Tensor
+
+
+def d4_mean(kernel: Tensor) -> Tensor:
+    """Mean of a kernel over the 8 flips and quarter turns of its last two axes.
+
+    The geometric re-parameterisation of ESC: the network learns `kernel` and convolves with its
+    projection onto the kernels that the dihedral group D4 leaves alone.
+
+    Args:
+        kernel: (..., K, K).
+
+    Returns:
+        Same shape.
+    """
+    turns = [torch.rot90(kernel, k, (-2, -1)) for k in range(4)]
+    mean = torch.stack(turns).mean(0)
+    return (mean + mean.transpose(-2, -1)) / 2
+
+
+def embed_kernel(small: Tensor, kernel_size: int) -> Tensor:
+    """Zero-pad a kernel around its centre.
+
+    Args:
+        small: (..., k, k), k odd and at most `kernel_size`.
+        kernel_size: Odd side of the result.
+
+    Returns:
+        (..., kernel_size, kernel_size), which convolves as `small` does.
+    """
+    margin = (kernel_size - small.shape[-1]) // 2
+    return torch.nn.functional.pad(small, (margin,) * 4)

@@ -75,6 +75,11 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
     else:
         from basicsr.test import test_pipeline as run_pipeline
     run_pipeline(os.getcwd())
+
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return 0
 
 

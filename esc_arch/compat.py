@@ -1,11 +1,52 @@
-"""BasicSR 1.4.2 on today's PyTorch: one named patch a defect, applied only where it is present."""
+"""BasicSR 1.4.2 on today's libraries and without a GPU: one named patch a defect.
 
+Each patch tells its defect by a feature of what is installed, never by a version, and leaves a
+BasicSR without the defect (a fork, a git checkout) as it is. `apply` may be called any number of
+times. BasicSR's functions are wrapped; where one must be replaced, its docstring says why.
+"""
+
+import contextlib
+import copyreg
+import functools
+import importlib
 import importlib.util
+import inspect
+import logging
+import os
 import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+# Has no handler of its own, so that Python prints each warning as one line on stderr.
+_log = logging.getLogger(__name__)
+
+_PATCHED = "_patched_by_esc_arch"
+
+
+def apply() -> None:
+    """Apply every patch whose defect is present, importing BasicSR on the way."""
+    torchvision_functional_tensor()
+    scipy_ndimage_filters()
+    import basicsr  # noqa: F401
+
+    options_without_enough_gpus()
+    launchers_without_gpu()
+    distributed_wrapper_without_gpu()
+    real_esrgan_models_without_gpu()
+    resume_state_loading(importlib.import_module("basicsr.train"))
+    datasets_in_spawned_workers()
+    lmdb_opened_twice()
+    jpeg_quality_as_float()
+    fid_matrix_square_root()
+    wandb_generate_id()
 
 
 def torchvision_functional_tensor() -> None:
-    """BasicSR imports `torchvision.transforms.functional_tensor`, removed in torchvision 0.17.
+    """BasicSR imports `torchvision.transforms.functional_tensor`, which torchvision 0.17 removed.
 
     Upstream: https://github.com/XPixelGroup/BasicSR/issues/711
     """
@@ -16,6 +57,347 @@ def torchvision_functional_tensor() -> None:
         sys.modules[name] = torchvision.transforms.functional
 
 
-def apply() -> None:
-    """Apply every patch whose defect is present. Safe to call more than once."""
-    torchvision_functional_tensor()
+def scipy_ndimage_filters() -> None:
+    """BasicSR's NIQE and DUF import `scipy.ndimage.filters`, which SciPy 2.0 removes.
+
+    SciPy has warned of it since 1.8; upstream has not followed.
+    """
+    name = "scipy.ndimage.filters"
+    if importlib.util.find_spec(name) is None:
+        import scipy.ndimage
+
+        sys.modules[name] = scipy.ndimage
+        scipy.ndimage.filters = scipy.ndimage
+
+
+def options_without_enough_gpus() -> None:
+    """`num_gpu: 4` and `prefetch_mode: cuda` end in CUDA errors on a machine without those GPUs.
+
+    With one GPU for `num_gpu: 4`, BasicSR would put four GPUs' batches on the one. Published
+    option files have to run everywhere, so such values are lowered, each with a line of warning.
+    """
+    from basicsr.utils import options
+
+    def wrap(parse_options: Callable) -> Callable:
+        def wrapper(*args: Any, **kwargs: Any) -> tuple[dict, Any]:
+            # BasicSR's own train.py, run as a script, has a second load_resume_state.
+            if hasattr(sys.modules["__main__"], "load_resume_state"):
+                resume_state_loading(sys.modules["__main__"])
+            opt, parsed = parse_options(*args, **kwargs)
+            _fit_to_gpus(opt)
+            return opt, parsed
+
+        return wrapper
+
+    _patch(options, "parse_options", wrap)
+
+
+def _fit_to_gpus(opt: dict) -> None:
+    """Lower the options that ask for more GPUs than there are."""
+    available = _gpu_count()
+    warn = _log.warning if opt["rank"] == 0 else _log.debug
+    # In distributed training every process has one GPU, and num_gpu only tells GPU from CPU.
+    if opt["num_gpu"] > available and not (opt["dist"] and available):
+        device = f"{available} GPU" if available else "the CPU"
+        warn("num_gpu: %s, but %d found: using %s", opt["num_gpu"], available, device)
+        opt["num_gpu"] = available
+    if available:
+        return
+    for name, dataset in opt["datasets"].items():
+        # Pinned memory only serves copies to a GPU.
+        dataset["pin_memory"] = False
+        if dataset.get("prefetch_mode") == "cuda":
+            warn("datasets:%s:prefetch_mode: cuda needs a GPU: loading without it", name)
+            dataset["prefetch_mode"] = None
+
+
+def launchers_without_gpu() -> None:
+    """`--launcher pytorch` and `slurm` take a rank modulo the number of GPUs: zero without one.
+
+    The CPU's backend, gloo, is used instead of nccl there.
+    """
+    from basicsr.utils import dist_util
+
+    def wrap(init_dist: Callable) -> Callable:
+        def wrapper(backend: str, **kwargs: Any) -> None:
+            if _gpu_count():
+                init_dist(backend, **kwargs)
+                return
+            import torch
+
+            def one_device() -> int:
+                return 1
+
+            def nothing(device: int) -> None:
+                pass
+
+            with _swapped(torch.cuda, device_count=one_device, set_device=nothing):
+                init_dist("gloo", **kwargs)
+
+        return wrapper
+
+    for name in ("_init_dist_pytorch", "_init_dist_slurm"):
+        if "device_count" in _names_used(getattr(dist_util, name)):
+            _patch(dist_util, name, wrap)
+
+
+def distributed_wrapper_without_gpu() -> None:
+    """`BaseModel.model_to_device` asks for the current GPU to wrap a network for several processes.
+
+    On the CPU, DistributedDataParallel takes no device.
+    """
+    from basicsr.models.base_model import BaseModel
+
+    def wrap(model_to_device: Callable) -> Callable:
+        def wrapper(self: BaseModel, net: Any) -> Any:
+            if self.device.type != "cpu" or not self.opt["dist"]:
+                return model_to_device(self, net)
+            from torch.nn.parallel import DistributedDataParallel
+
+            find_unused = self.opt.get("find_unused_parameters", False)
+            return DistributedDataParallel(net.to(self.device), find_unused_parameters=find_unused)
+
+        return wrapper
+
+    if "current_device" in _names_used(BaseModel.model_to_device):
+        _patch(BaseModel, "model_to_device", wrap)
+
+
+def real_esrgan_models_without_gpu() -> None:
+    """The Real-ESRGAN models move their degradation modules and their pool with `.cuda()`.
+
+    Without a GPU they belong on the CPU, where the rest of the model is.
+    """
+    from basicsr.models.realesrgan_model import RealESRGANModel
+    from basicsr.models.realesrnet_model import RealESRNetModel
+
+    def wrap(method: Callable) -> Callable:
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with contextlib.nullcontext() if _gpu_count() else _cuda_calls_ignored():
+                return method(self, *args, **kwargs)
+
+        return wrapper
+
+    for model in (RealESRGANModel, RealESRNetModel):
+        for name in ("__init__", "_dequeue_and_enqueue"):
+            if name in vars(model) and "cuda" in _names_used(getattr(model, name)):
+                _patch(model, name, wrap)
+
+
+@contextlib.contextmanager
+def _cuda_calls_ignored() -> Iterator[None]:
+    """Within it, `.cuda()` of tensors and modules returns them as they are."""
+    import torch
+
+    def unchanged(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    with _swapped(torch.Tensor, cuda=unchanged), _swapped(torch.nn.Module, cuda=unchanged):
+        yield
+
+
+def resume_state_loading(module: ModuleType) -> None:
+    """`load_resume_state` needs a GPU, and looks for states below the current folder.
+
+    Replaced: its map_location calls `.cuda()`, which without a GPU fails, and with one puts a
+    second copy of the optimizer's state there (optimizers move theirs as they load it). With
+    `--auto_resume` it looks into a relative `experiments`, so that BasicSR's train.py started from
+    another folder silently begins anew.
+
+    Args:
+        module: `basicsr.train`, or `__main__` where BasicSR's train.py runs as a script.
+    """
+    original = module.load_resume_state
+    names = (*_names_used(original), *original.__code__.co_consts)
+
+    def wrap(_: Callable) -> Callable:
+        def load_resume_state(opt: dict) -> dict | None:
+            from basicsr.utils import check_resume
+
+            from esc_arch.checkpoint_io import load_state
+
+            if opt["auto_resume"]:
+                opt["path"]["resume_state"] = _latest_state(Path(opt["path"]["training_states"]))
+            path = opt["path"].get("resume_state")
+            if not path:
+                return None
+            state = load_state(path)
+            check_resume(opt, state["iter"])
+            return state
+
+        return load_resume_state
+
+    if "current_device" in names or "experiments" in names:
+        _patch(module, "load_resume_state", wrap)
+
+
+def _latest_state(folder: Path) -> str | None:
+    """The state of the highest iteration in the folder."""
+    states = [path for path in folder.glob("*.state") if path.stem.isdigit()]
+    return str(max(states, key=lambda path: int(path.stem))) if states else None
+
+
+def datasets_in_spawned_workers() -> None:
+    """Data-loading workers that are spawned, not forked, import BasicSR without these patches.
+
+    They are with `--launcher` (BasicSR sets it), on macOS and on Windows. A worker unpickles the
+    data set, and with it BasicSR, first of all; so the pickle is made to import this package
+    before that.
+    """
+    from basicsr import data
+
+    def wrap(build_dataset: Callable) -> Callable:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            dataset = build_dataset(*args, **kwargs)
+            copyreg.pickle(type(dataset), _reduce_after_patches)
+            return dataset
+
+        return wrapper
+
+    _patch(data, "build_dataset", wrap)
+
+
+def _reduce_after_patches(dataset: Any) -> tuple:
+    make, arguments, *state = dataset.__reduce_ex__(2)
+    return (_call, (make, arguments), *state)
+
+
+def _call(function: Callable, arguments: tuple) -> Any:
+    """Unpickling looks this function up first, and so imports this package first."""
+    return function(*arguments)
+
+
+def lmdb_opened_twice() -> None:
+    """lmdb 3 refuses to open an environment that its process has open already.
+
+    BasicSR opens one a data set, so two data sets on one LMDB (one to train, one to validate)
+    fail. They share one environment instead; it is read-only.
+    """
+    from basicsr.utils.file_client import LmdbBackend
+
+    # Values vanish with the last data set that uses them, as lmdb's own record of them does.
+    environments: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+    lock = threading.Lock()
+
+    def wrap(init: Callable) -> Callable:
+        def wrapper(self: LmdbBackend, *args: Any, **kwargs: Any) -> None:
+            import lmdb
+
+            def open_or_share(path: str, **options: Any) -> Any:
+                key = os.path.realpath(path)
+                try:
+                    environment = lmdb.Environment(path, **options)
+                except lmdb.Error:
+                    environment = environments.get(key)
+                    if environment is None:
+                        raise
+                environments[key] = environment
+                return environment
+
+            with lock, _swapped(lmdb, open=open_or_share):
+                init(self, *args, **kwargs)
+
+        return wrapper
+
+    _patch(LmdbBackend, "__init__", wrap)
+
+
+def jpeg_quality_as_float() -> None:
+    """BasicSR's JPEG degradation passes a NumPy float as quality, which OpenCV refuses today."""
+    import cv2
+    import numpy as np
+    from basicsr.data import degradations
+
+    def wrap(add_jpg_compression: Callable) -> Callable:
+        def wrapper(img: Any, quality: float = 90) -> Any:
+            return add_jpg_compression(img, int(quality))
+
+        return wrapper
+
+    try:
+        pixel = np.zeros((1, 1), np.uint8)
+        cv2.imencode(".jpg", pixel, [int(cv2.IMWRITE_JPEG_QUALITY), np.float64(90)])
+    except (cv2.error, TypeError):
+        _patch(degradations, "add_jpg_compression", wrap)
+
+
+def fid_matrix_square_root() -> None:
+    """BasicSR's FID calls `scipy.linalg.sqrtm(..., disp=False)`; SciPy 1.18 removes `disp`."""
+    from basicsr.metrics import fid
+    from scipy import linalg
+
+    if "disp" in inspect.signature(linalg.sqrtm).parameters or fid.linalg is not linalg:
+        return
+
+    def sqrtm(a: Any, disp: bool = True) -> Any:
+        root = linalg.sqrtm(a)
+        # With disp=False it returned an estimate of the error too, of which FID makes no use.
+        return root if disp else (root, None)
+
+    fid.linalg = SimpleNamespace(**{**vars(linalg), "sqrtm": sqrtm})
+
+
+def wandb_generate_id() -> None:
+    """`init_wandb_logger` calls `wandb.util.generate_id`, which wandb has moved."""
+    from basicsr.utils import logger
+
+    def wrap(init_wandb_logger: Callable) -> Callable:
+        def wrapper(opt: dict) -> Any:
+            import wandb
+
+            if not hasattr(wandb.util, "generate_id"):
+                from wandb.sdk.lib.runid import generate_id
+
+                wandb.util.generate_id = generate_id
+            return init_wandb_logger(opt)
+
+        return wrapper
+
+    _patch(logger, "init_wandb_logger", wrap)
+
+
+def _patch(owner: Any, name: str, wrap: Callable[[Callable], Callable]) -> None:
+    """Replace a function of a module, or a method of a class, by a wrapper around it; once.
+
+    BasicSR imports functions by name, so each of its modules that has the function gets the
+    wrapper.
+
+    Args:
+        owner: The module or class.
+        name: The function's name in it.
+        wrap: Makes the wrapper from the function.
+    """
+    original = getattr(owner, name)
+    if hasattr(original, _PATCHED):
+        return
+    wrapper = functools.wraps(original)(wrap(original))
+    setattr(wrapper, _PATCHED, True)
+    setattr(owner, name, wrapper)
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] in ("basicsr", "__main__"):
+            if vars(module).get(name) is original:
+                setattr(module, name, wrapper)
+
+
+def _names_used(function: Callable) -> tuple[str, ...]:
+    """Names of the attributes and globals that a function's own code uses."""
+    return inspect.unwrap(function).__code__.co_names
+
+
+@contextlib.contextmanager
+def _swapped(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Within it, attributes of a module or class have other values."""
+    originals = {name: getattr(owner, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in originals.items():
+            setattr(owner, name, value)
+
+
+def _gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

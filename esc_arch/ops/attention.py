@@ -3,13 +3,15 @@
 All backends compute the same function, softmax(q k^T / sqrt(D) + B) v, and share one signature,
 `(q, k, v, bias_table, window_size) -> out`. `window_attention` picks among them:
 
-| `attn_type` | what runs                                                    | where                    |
-|-------------|--------------------------------------------------------------|--------------------------|
-| `Naive`     | the formula as written, all windows' scores at once          | everywhere; reference    |
-| `Chunked`   | our own: scores a few at a time, recomputed in the backward  | everywhere               |
-| `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask   | everywhere               |
-| `Flex`      | compiled FlexAttention, the bias gathered inside the kernel  | where a compiler is      |
-| `Auto`      | `Flex` on CUDA; on the CPU `Chunked`, and `SDPA` in bfloat16 or float16 without gradients |  |
+| `attn_type` | what runs                                                   | where          |
+|-------------|-------------------------------------------------------------|----------------|
+| `Naive`     | the formula as written, all windows' scores at once         | everywhere     |
+| `Chunked`   | our own: scores a few at a time, recomputed in the backward | everywhere     |
+| `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask  | everywhere     |
+| `Flex`      | compiled FlexAttention, the bias gathered inside the kernel | with a compiler |
+
+`Auto`, the default, is `Flex` on CUDA. On the CPU it is `Chunked`, but `SDPA` in bfloat16 or
+float16 without gradients. Where `Flex` fails on CUDA it says so once and takes `Chunked`.
 
 `FlashBias` has learned factors in place of the table and so a function of its own,
 `flashbias_attention`.
@@ -334,6 +336,9 @@ def _flex_forward(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_si
         column = key % w - query % w + w - 1
         return score + bias_table[head, row * (2 * w - 1) + column]
 
+    if q.device.type == "cpu":
+        # It refuses tensors that require gradients, even where none are recorded.
+        q, k, v, bias_table = (t.detach() for t in (q, k, v, bias_table))
     try:
         return _compiled_flex_attention()(q, k, v, score_mod=add_bias)
     except torch.cuda.OutOfMemoryError:

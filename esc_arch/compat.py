@@ -41,6 +41,7 @@ def apply() -> None:
     datasets_in_spawned_workers()
     lmdb_opened_twice()
     jpeg_quality_as_float()
+    blur_of_channels_last_images()
     fid_matrix_square_root()
     wandb_generate_id()
 
@@ -319,6 +320,27 @@ def jpeg_quality_as_float() -> None:
         cv2.imencode(".jpg", pixel, [int(cv2.IMWRITE_JPEG_QUALITY), np.float64(90)])
     except (cv2.error, TypeError):
         _patch(degradations, "add_jpg_compression", wrap)
+
+
+def blur_of_channels_last_images() -> None:
+    """`filter2D` views its padded input as contiguous, but DiffJPEG returns channels-last images.
+
+    Padding and interpolating on the CPU keep that layout, so Real-ESRGAN's second blur fails.
+    """
+    import torch
+    from basicsr.utils import img_process_util
+
+    def wrap(filter2D: Callable) -> Callable:
+        def wrapper(img: Any, kernel: Any) -> Any:
+            return filter2D(img.contiguous(), kernel)
+
+        return wrapper
+
+    image = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    try:
+        img_process_util.filter2D(image, torch.zeros(2, 3, 3))
+    except RuntimeError:
+        _patch(img_process_util, "filter2D", wrap)
 
 
 def fid_matrix_square_root() -> None:

@@ -1,0 +1,189 @@
+"""Whether the files that an option file names are there, and fit together."""
+
+import os
+import re
+from typing import Any
+
+from esc_arch.preflight.rules import is_number
+from esc_arch.preflight.wording import did_you_mean, one_line, show
+
+
+def exists(path: str) -> bool:
+    try:
+        return os.path.exists(os.path.expanduser(path))
+    except ValueError:
+        return False
+
+
+def is_file(path: str) -> bool:
+    return exists(path) and os.path.isfile(os.path.expanduser(path))
+
+
+def is_folder(path: str) -> bool:
+    return exists(path) and os.path.isdir(os.path.expanduser(path))
+
+
+def root_problem(root: Any, is_lmdb: bool) -> str | None:
+    if not isinstance(root, str) or not root.strip():
+        return f"must be a path, not {show(root)}"
+    if is_lmdb:
+        if not root.endswith(".lmdb"):
+            return f"{one_line(root)}: the name of an LMDB must end with .lmdb"
+        if not is_folder(root):
+            return f"no such LMDB: {one_line(root)}{_data_command(root)}"
+        folder = os.path.expanduser(root)
+        for name in ("data.mdb", "meta_info.txt"):
+            if not is_file(os.path.join(folder, name)):
+                return f"{one_line(root)}: has no {name}, so it is not whole{_data_command(root)}"
+        return None
+    if not is_folder(root):
+        return f"no such folder: {one_line(root)}{_data_command(root)}"
+    with os.scandir(os.path.expanduser(root)) as entries:
+        if not any(True for _ in entries):
+            return f"{one_line(root)}: the folder is empty{_data_command(root)}"
+    return None
+
+
+def _data_command(root: str) -> str:
+    parts = root.replace("\\", "/").split("/")
+    for name, script, source in (
+        ("benchmarks", "benchmarks.py", "--src DIR"),
+        ("DIV2K", "div2k.py", "--hr DIR"),
+        ("DF2K", "div2k.py --name DF2K", "--hr DIR"),
+    ):
+        if name in parts[:-1]:
+            out = "/".join(parts[: parts.index(name) + 1])
+            return f"; make it with: python datasets_prep/{script} {source} --out {out}"
+    return ""
+
+
+PUBLISHED = [
+    f"{name}_X{scale}{suffix}"
+    for name, suffix in (
+        ("ESC_DIV2K", ""),
+        ("ESC_DFLIP", ""),
+        ("ESC_light", ""),
+        ("ESC_FP", ""),
+        ("ESC_XL_DF2K", "_FT"),
+    )
+    for scale in (2, 3, 4)
+] + ["ESC_Real_X4_MSE", "ESC_Real_X4_GAN"]
+"""Names of the published checkpoints."""
+
+
+def checkpoint_problem(value: str) -> str | None:
+    if is_file(value):
+        return None
+    if is_folder(value):
+        return f"{one_line(value)} is a folder, not a checkpoint"
+    folder, name = os.path.split(value)
+    stem = os.path.splitext(name)[0]
+    missing = f"no such checkpoint: {one_line(value)}"
+    if stem in PUBLISHED:
+        if not folder and name == stem:
+            places = [f"experiments/pretrained_models/{name}{end}" for end in _CHECKPOINT_ENDS]
+            if any(is_file(place) for place in places):
+                return None
+        return f"{missing}; get it with: basicsr checkpoints download {stem}"
+    if not folder and name == stem:
+        return missing + did_you_mean(name, PUBLISHED)
+    run = value.replace("\\", "/").split("/")
+    if len(run) >= 4 and run[-2] == "models" and run[-4] == "experiments":
+        return f"{missing}; make it with: basicsr train -opt options/{run[-3]}.yml"
+    return missing
+
+
+_CHECKPOINT_ENDS = (".pth", ".safetensors")
+
+
+def folder_pair_problem(
+    gt_root: str, lq_root: str, template: str, scale: Any, exact: bool
+) -> str | None:
+    """Whether two folders hold the same pictures; sizes are looked at in the first few."""
+    gt_root, lq_root = os.path.expanduser(gt_root), os.path.expanduser(lq_root)
+    gt_names, lq_names = (
+        sorted(e.name for e in os.scandir(root) if e.is_file() and not e.name.startswith("."))
+        for root in (gt_root, lq_root)
+    )
+    pairs = []
+    for name in gt_names:
+        stem, end = os.path.splitext(name)
+        pairs.append((name, f"{template.format(stem)}{end}"))
+    lacking = [pair for pair in pairs if pair[1] not in set(lq_names)]
+    if lacking:
+        gt_name, lq_name = lacking[0]
+        return (
+            f"{one_line(lq_root)} has no {one_line(lq_name)}, the partner of {one_line(gt_name)} "
+            f"in dataroot_gt ({len(lacking)} of {len(pairs)} are missing; filename_tmpl is "
+            f"'{template}')"
+        )
+    if len(gt_names) != len(lq_names):
+        return (
+            f"has {len(lq_names)} files, but dataroot_gt has {len(gt_names)}: they must be as many"
+        )
+    for gt_name, lq_name in pairs[:3]:
+        gt_size = _image_size(os.path.join(gt_root, gt_name))
+        lq_size = _image_size(os.path.join(lq_root, lq_name))
+        problem = _size_problem(gt_size, lq_size, scale, exact)
+        if problem:
+            return f"{one_line(lq_name)} {problem}"
+    return None
+
+
+def _image_size(path: str) -> tuple[int, int] | None:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _size_problem(
+    gt: tuple[int, int] | None, lq: tuple[int, int] | None, scale: Any, exact: bool
+) -> str | None:
+    if gt is None or lq is None:
+        return "or its partner in dataroot_gt is not a picture that can be read"
+    if not is_number(scale):
+        return None
+    # In validation BasicSR cuts GT to the size of LQ times the scale.
+    fits = [
+        g == size * scale if exact else size * scale <= g < (size + 1) * scale
+        for g, size in zip(gt, lq, strict=True)
+    ]
+    if all(fits):
+        return None
+    return (
+        f"is {lq[1]} x {lq[0]}, but its partner in dataroot_gt {gt[1]} x {gt[0]}: that is not "
+        f"scale {scale}"
+    )
+
+
+def lmdb_pair_problem(gt_root: str, lq_root: str, scale: Any) -> str | None:
+    """Whether two LMDBs hold the same pictures; sizes are looked at in the first few."""
+    listed = []
+    for root in (gt_root, lq_root):
+        try:
+            with open(os.path.join(os.path.expanduser(root), "meta_info.txt")) as file:
+                lines = file.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            return f"{one_line(root)}/meta_info.txt cannot be read: {one_line(error)}"
+        listed.append({line.split(".")[0]: line for line in lines})
+    gt, lq = listed
+    if set(gt) != set(lq):
+        odd = sorted(set(gt) ^ set(lq))
+        return (
+            f"holds other pictures than dataroot_gt: {len(gt)} there and {len(lq)} here, "
+            f"{one_line(odd[0])} only in one"
+        )
+    if not gt:
+        return "holds no pictures"
+    for key in sorted(gt)[:3]:
+        sizes = [re.search(r"\((\d{1,6}),\s*(\d{1,6})", line) for line in (gt[key], lq[key])]
+        if all(sizes):
+            gt_size, lq_size = ((int(size[1]), int(size[2])) for size in sizes)
+            problem = _size_problem(gt_size, lq_size, scale, exact=True)
+            if problem:
+                return f"{one_line(key)} {problem}"
+    return None

@@ -1,0 +1,244 @@
+"""LMDBs as BasicSR reads them, written so that an interrupted run can go on where it stopped."""
+
+import json
+import os
+from pathlib import Path
+
+import lmdb
+
+from esc_arch.data.images import PNG_LEVEL, png_shape, write_atomically
+from esc_arch.errors import UserError
+
+_FIRST_MAP_SIZE = 1 << 28
+# Bytes held back before they are committed: a commit waits for the disk.
+_COMMIT_BYTES = 1 << 24
+
+
+class LmdbWriter:
+    """Writes the sub-images of one data set into an LMDB folder.
+
+    While it is being written the folder is called `NAME.lmdb.partial`; `finish` renames it. Beside
+    `data.mdb` and `meta_info.txt`, which BasicSR reads, it has `recipe.json`, the settings the
+    images were made with, and `sources.tsv`, one line for each source image that is in: name,
+    fingerprint, number of sub-images, note. A source's line is written after its sub-images are
+    on disk, so a source with a line is whole, and one without is made again.
+
+    Args:
+        path: The LMDB folder, ending in `.lmdb`.
+        recipe: All settings that decide the contents, as JSON values.
+
+    Attributes:
+        complete: Whether the LMDB is finished; nothing can be put into it then.
+
+    Raises:
+        UserError: The folder exists and was made with other settings or by another tool, or
+            cannot be made or opened.
+    """
+
+    def __init__(self, path: Path, recipe: dict) -> None:
+        if path.suffix != ".lmdb":
+            raise UserError(f"{path}: the name of an LMDB folder must end in .lmdb")
+        self.path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._environment: lmdb.Environment | None = None
+        self._pending: list[tuple[str, str, list[bytes], str]] = []
+        self._pending_bytes = 0
+        self.complete = path.exists()
+        folder = path if self.complete else self._partial
+        try:
+            if not self.complete and not (folder / "data.mdb").exists():
+                # New, or killed before it held anything.
+                write_atomically(folder / "recipe.json", _as_json(recipe))
+            self._check_recipe(folder, recipe)
+            self._sources = _read_sources(folder / "sources.tsv")
+            if not self.complete:
+                self._write_sources()
+                self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE)
+        except (OSError, lmdb.Error) as error:
+            raise _cannot_write(folder, error) from None
+
+    def __enter__(self) -> "LmdbWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def has(self, source: str, fingerprint: str) -> bool:
+        """Whether all sub-images of a source file with this fingerprint are in."""
+        return self._sources.get(source, ("",))[0] == fingerprint
+
+    def put(self, source: str, fingerprint: str, images: list[bytes], note: str = "") -> None:
+        """Add the sub-images of one source, as `SOURCE_s001`, `SOURCE_s002` and so on.
+
+        Args:
+            source: Name of the source image without its extension; also of the keys.
+            fingerprint: Changes when the source file does, so that it is then made anew.
+            images: PNG files. None at all also counts as done.
+            note: Anything worth counting at the end, such as `grey`.
+
+        Raises:
+            UserError: The disk is full or not writable.
+        """
+        self._pending.append((source, fingerprint, images, note))
+        self._pending_bytes += sum(map(len, images))
+        if self._pending_bytes >= _COMMIT_BYTES:
+            self._commit()
+
+    def counts(self) -> dict[str, int]:
+        """Sources, sub-images, and sources by note, of what is committed."""
+        lines = list(self._sources.values())
+        counts = {"sources": len(lines), "sub-images": sum(line[1] for line in lines)}
+        for _, _, note in lines:
+            if note:
+                counts[note] = counts.get(note, 0) + 1
+        return counts
+
+    def finish(self, sources: dict[str, str]) -> None:
+        """Check that every source is in, write meta_info.txt and rename the folder into place.
+
+        Args:
+            sources: Fingerprint of each source that belongs in. Others that an earlier run put in
+                are removed.
+
+        Raises:
+            UserError: The disk is full or not writable.
+            RuntimeError: A source is missing.
+        """
+        if self.complete:
+            return
+        self._commit()
+        missing = [name for name in sources if not self.has(name, sources[name])]
+        if missing:
+            raise RuntimeError(f"{self.path}: {len(missing)} sources missing, such as {missing[0]}")
+        try:
+            self._remove([name for name in self._sources if name not in sources])
+            lines = []
+            with self._environment.begin(buffers=True) as transaction:
+                for key, content in transaction.cursor():
+                    height, width, channels = png_shape(content)
+                    shape = f"({height},{width},{channels})"
+                    lines.append(f"{bytes(key).decode('ascii')}.png {shape} {PNG_LEVEL}\n")
+            if not lines:
+                raise UserError(f"{self.path}: no image is large enough for a sub-image")
+            write_atomically(self._partial / "meta_info.txt", "".join(lines).encode("ascii"))
+            self._write_sources()
+            self._environment.close()
+            self._environment = None
+            for left_over in self._partial.glob(".*.partial"):
+                left_over.unlink()
+            self._partial.rename(self.path)
+        except (OSError, lmdb.Error) as error:
+            raise _cannot_write(self._partial, error) from None
+        self.complete = True
+
+    def close(self) -> None:
+        """Commit what was put and close; without `finish` the next run goes on from here."""
+        if self._environment is None:
+            return
+        try:
+            self._commit()
+        finally:
+            self._environment.close()
+            self._environment = None
+
+    def _check_recipe(self, folder: Path, recipe: dict) -> None:
+        try:
+            found = json.loads((folder / "recipe.json").read_text())
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder}: exists and was not made by this tool; move it away or choose another "
+                "--out"
+            ) from None
+        wanted = json.loads(_as_json(recipe))
+        differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{folder}: was made with {key} {found.get(key)}, now {wanted.get(key)} is asked "
+                "for; remove it or choose another --out"
+            )
+
+    def _write_sources(self) -> None:
+        lines = [_source_line(name, *self._sources[name]) for name in sorted(self._sources)]
+        write_atomically(self._partial / "sources.tsv", "".join(lines).encode())
+
+    def _commit(self) -> None:
+        if not self._pending:
+            return
+        try:
+            replaced = [name for name, *_ in self._pending if name in self._sources]
+            self._remove(replaced)
+            self._transact(self._put_pending)
+            with (self._partial / "sources.tsv").open("a") as file:
+                for name, fingerprint, images, note in self._pending:
+                    file.write(_source_line(name, fingerprint, len(images), note))
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, lmdb.Error) as error:
+            # Not kept for `close` to try again: it would fail alike.
+            self._pending, self._pending_bytes = [], 0
+            raise _cannot_write(self._partial, error) from None
+        for name, fingerprint, images, note in self._pending:
+            self._sources[name] = (fingerprint, len(images), note)
+        self._pending, self._pending_bytes = [], 0
+
+    def _put_pending(self, transaction: lmdb.Transaction) -> None:
+        for name, _, images, _ in self._pending:
+            for index, content in enumerate(images, start=1):
+                transaction.put(_key(name, index), content)
+
+    def _remove(self, names: list[str]) -> None:
+        """Forget sources. Their lines go first, so that none stands without its sub-images."""
+        if not names:
+            return
+        removed = {name: self._sources.pop(name) for name in names}
+        self._write_sources()
+
+        def delete(transaction: lmdb.Transaction) -> None:
+            for name, (_, count, _) in removed.items():
+                for index in range(1, count + 1):
+                    transaction.delete(_key(name, index))
+
+        self._transact(delete)
+
+    def _transact(self, change) -> None:
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    change(transaction)
+                return
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+
+
+def _key(source: str, index: int) -> bytes:
+    return f"{source}_s{index:03d}".encode("ascii")
+
+
+def _read_sources(path: Path) -> dict[str, tuple[str, int, str]]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return {}
+    sources = {}
+    # A last line without its end was being written when the run was killed.
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        name, fingerprint, count, note = line.split("\t")
+        sources[name] = (fingerprint, int(count), note)
+    return sources
+
+
+def _source_line(name: str, fingerprint: str, count: int, note: str) -> str:
+    return f"{name}\t{fingerprint}\t{count}\t{note}\n"
+
+
+def _as_json(recipe: dict) -> bytes:
+    return (json.dumps(recipe, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(
+        f"{path}: {reason}; nothing already made is lost, run the same command again once this is "
+        "mended"
+    )

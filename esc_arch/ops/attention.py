@@ -297,28 +297,29 @@ def _chunked_backward(
     k_t = (k * scale).flatten(0, 1).transpose(-2, -1)
     q, k, grad_out = q.flatten(0, 1), k.flatten(0, 1), grad_out.flatten(0, 1)
     v_t = v.flatten(0, 1).transpose(-2, -1)
-    # Sums over chunks, in float32 at least whatever the dtype of the inputs.
+    # Sums over chunks, in float32 at least whatever the dtype of the inputs. Those of k and v are
+    # kept transposed: (D, n) x (n, N) multiplies twice as fast on the CPU as (N, n) x (n, D).
     wide = torch.promote_types(q.dtype, torch.float32)
     grad_q = torch.empty_like(q)
-    grad_k, grad_v = torch.zeros_like(k, dtype=wide), torch.zeros_like(k, dtype=wide)
+    grad_k_t, grad_v_t = (torch.zeros(v_t.shape, dtype=wide, device=q.device) for _ in range(2))
     grad_bias = torch.zeros_like(bias, dtype=wide)
     for windows, queries in _chunks(q, heads):
         q_chunk, grad_chunk = q[windows, queries], grad_out[windows, queries]
         weights = _scores_softmax(q_chunk, k_t[windows], bias[:, queries])
-        grad_v[windows] += torch.bmm(weights.transpose(-2, -1), grad_chunk)
+        grad_v_t[windows] += torch.bmm(grad_chunk.transpose(-2, -1), weights)
         grad_scores = torch.bmm(grad_chunk, v_t[windows])
         torch.ops.aten._softmax_backward_data.out(
             grad_scores, weights, -1, weights.dtype, grad_input=grad_scores
         )
         grad_bias[:, queries] += grad_scores.view(-1, heads, *grad_scores.shape[1:]).sum(0)
         grad_q[windows, queries] = torch.bmm(grad_scores, k[windows])
-        grad_k[windows] += torch.bmm(grad_scores.transpose(-2, -1), q_chunk)
+        grad_k_t[windows] += torch.bmm(q_chunk.transpose(-2, -1), grad_scores)
     grad_table = relative_position_bias_backward(grad_bias, window_size).to(bias_table.dtype)
     shape = (-1, heads)
     return (
         grad_q.mul_(scale).unflatten(0, shape),
-        grad_k.mul_(scale).to(q.dtype).unflatten(0, shape),
-        grad_v.to(q.dtype).unflatten(0, shape),
+        grad_k_t.mul_(scale).to(q.dtype).transpose(-2, -1).unflatten(0, shape),
+        grad_v_t.to(q.dtype).transpose(-2, -1).unflatten(0, shape),
         grad_table,
     )
 

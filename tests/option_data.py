@@ -1,0 +1,71 @@
+"""The smallest data that an option file can be run on."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+
+
+def make_data(options: dict[str, Any], folder: Path) -> list[str]:
+    """Make two pictures a data set, and a file for each checkpoint.
+
+    Args:
+        options: A parsed option file.
+        folder: Where to make them.
+
+    Returns:
+        Entries for --force_yml that point the options there.
+    """
+    entries = []
+    for key, data in options["datasets"].items():
+        is_lmdb = data["io_backend"]["type"] == "lmdb"
+        template = data.get("filename_tmpl", "{}")
+        for kind, scale in (("gt", options.get("scale", 1)), ("lq", 1)):
+            if f"dataroot_{kind}" not in data:
+                continue
+            root = folder / f"{key}_{kind}{'.lmdb' if is_lmdb else ''}"
+            pictures = {
+                (template if kind == "lq" else "{}").format(name): picture(12 * scale)
+                for name in ("first", "second")
+            }
+            (write_lmdb if is_lmdb else write_folder)(root, pictures)
+            entries.append(f"datasets:{key}:dataroot_{kind}={root}")
+        for name in ("meta_info", "meta_info_file"):
+            if data.get(name) and not is_lmdb:
+                listing = folder / f"{key}_{name}.txt"
+                listing.write_text("first.png (12,12,3) 1\nsecond.png (12,12,3) 1\n")
+                entries.append(f"datasets:{key}:{name}={listing}")
+    for key, value in options["path"].items():
+        if key.startswith("pretrain_network_") and value is not None:
+            weights = folder / "net_g_latest.pth"
+            weights.write_bytes(b"weights")
+            entries.append(f"path:{key}={weights}")
+    spynet = options["network_g"].get("spynet_path")
+    return entries + ([] if spynet is None else ["network_g:spynet_path=~"])
+
+
+def picture(side: int) -> np.ndarray:
+    """A smooth picture (side, side, 3), BGR in 0..255."""
+    row = np.linspace(0, 255, side)
+    return np.stack([np.add.outer(row, row) / 2] * 3, axis=-1).astype(np.uint8)
+
+
+def write_folder(root: Path, pictures: dict[str, np.ndarray]) -> None:
+    """Write pictures as PNG."""
+    root.mkdir()
+    for name, image in pictures.items():
+        cv2.imwrite(str(root / f"{name}.png"), image)
+
+
+def write_lmdb(root: Path, pictures: dict[str, np.ndarray]) -> None:
+    """Write pictures into an LMDB as BasicSR wants it."""
+    root.mkdir()
+    with lmdb.open(str(root), map_size=2**20) as environment, environment.begin(write=True) as txn:
+        for name, image in pictures.items():
+            txn.put(name.encode(), cv2.imencode(".png", image)[1].tobytes())
+    lines = [
+        f"{name}.png ({image.shape[0]},{image.shape[1]},3) 1\n" for name, image in pictures.items()
+    ]
+    (root / "meta_info.txt").write_text("".join(lines))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from basicsr_cli import PluginError
+
 # Name of a subcommand -> its module. A module has HELP, add_arguments(parser) and run(args) -> int,
 # and imports nothing heavy at its top level, since all of them are imported for --help.
 SUBCOMMANDS: dict[str, str] = {
@@ -78,7 +80,9 @@ def _is_user_error(error: Exception) -> bool:
     # esc_arch imports torch, so its error class is looked up only once it has been imported; an
     # error of that class cannot have been raised before.
     errors = sys.modules.get("esc_arch.errors")
-    return errors is not None and isinstance(error, errors.UserError)
+    return isinstance(error, PluginError) or (
+        errors is not None and isinstance(error, errors.UserError)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

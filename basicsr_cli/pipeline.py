@@ -1,14 +1,13 @@
 """What `basicsr train` and `basicsr test` share: flags, plugins, preflight, then BasicSR itself."""
 
 import argparse
-import ast
-import difflib
 import importlib
 import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Iterable
+
+from basicsr_cli import PluginError
 
 PLUGIN_GROUP = "basicsr.plugins"
 
@@ -53,13 +52,12 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         The exit status: 0, or 2 when the option file has errors (one line each on stderr).
 
     Raises:
-        UserError: If a plugin cannot be imported or a --force_yml entry cannot be read.
+        PluginError: If a plugin cannot be imported.
     """
     import_plugins()
     from esc_arch.preflight import check_options
 
-    force_yml = [checked_entry(entry) for entry in args.force_yml or []]
-    check_parents(force_yml, args.opt)
+    force_yml = [spell_number(entry) for entry in args.force_yml or []]
 
     errors = check_options(args.opt, force_yml or None, is_train=is_train)
     if errors:
@@ -87,101 +85,41 @@ def import_plugins() -> None:
     """Import every plugin that is registered under the entry-point group `basicsr.plugins`.
 
     Raises:
-        UserError: If one of them cannot be imported.
+        PluginError: If one of them cannot be imported.
     """
-    # First, because BasicSR itself, which other plugins import, needs its compatibility patches.
-    import esc_arch  # noqa: F401
-    from esc_arch.errors import UserError
-
-    for plugin in sorted(set(_registered_plugins())):
-        name, module, distribution = plugin
+    registered = {
+        (entry_point.module, entry_point.dist.name if entry_point.dist else "unknown package")
+        for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP)
+    }
+    # This package first: BasicSR, which the other plugins import, needs its patches.
+    for module, distribution in [("esc_arch", "esc-arch"), *sorted(registered)]:
         try:
             importlib.import_module(module)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"plugin '{name}' of the installed package '{distribution}' cannot be imported: "
-                f"{reason} (python -c 'import {module}' shows where; mend or uninstall it)"
+            raise PluginError(
+                f"plugin {module} (installed with {distribution}) cannot be imported: {reason}; "
+                f"mend or uninstall it, python -c 'import {module}' shows where it fails"
             ) from error
 
 
-def _registered_plugins() -> Iterable[tuple[str, str, str]]:
-    """(name, module, distribution) of each registered plugin."""
-    for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-        distribution = entry_point.dist.name if entry_point.dist else "unknown"
-        yield entry_point.name, entry_point.module, distribution
+def spell_number(entry: str) -> str:
+    """Spell the number in a --force_yml entry so that BasicSR reads it as one.
 
-
-def checked_entry(entry: str) -> str:
-    """Check one --force_yml entry, and spell a number so that BasicSR reads it as one.
-
-    BasicSR takes `1e-4` and `-1` for text; its own `!!float` prefix makes numbers of them.
+    BasicSR takes `1e-4` and `-1` for text; its own `!!float` prefix makes numbers of them. All
+    other entries are left to the preflight, which tells what is wrong with them.
 
     Args:
         entry: `key:key=value`.
 
     Returns:
         The entry as it is handed to BasicSR.
-
-    Raises:
-        UserError: If the entry is not of that form.
     """
-    from esc_arch.errors import UserError
-
     keys, equals, value = entry.partition("=")
-    keys, value = keys.strip(), value.strip()
-    if not equals or not all(keys.split(":")):
-        raise UserError(f"--force_yml {entry}: must be KEY:KEY=VALUE, e.g. train:ema_decay=0.99")
-    if "=" in value:
-        raise UserError(f"--force_yml {entry}: BasicSR takes no '=' in a value; edit the file")
-    if any(character in keys for character in '"\\\n'):
-        raise UserError(f"--force_yml {entry}: a key must be a plain name, not {keys!r}")
-    if value.startswith("["):
-        try:
-            ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            raise UserError(
-                f"--force_yml {entry}: {value} is not a list; text in it needs quotes"
-            ) from None
+    value = value.strip()
     if _NUMBER.fullmatch(value) and not _BASICSR_NUMBER.fullmatch(value):
-        value = f"!!float{value}"
-    return f"{keys}={value}"
-
-
-def check_parents(force_yml: Iterable[str], opt_path: str) -> None:
-    """Check that every --force_yml entry sets a key of a section that the option file has.
-
-    Args:
-        force_yml: Entries of the form `key:key=value`.
-        opt_path: The option file. One that cannot be read is left to the preflight.
-
-    Raises:
-        UserError: If a section is missing.
-    """
-    import yaml
-
-    from esc_arch.errors import UserError
-
-    try:
-        with open(opt_path, encoding="utf-8") as file:
-            options = yaml.safe_load(file)
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    if not isinstance(options, dict):
-        return
-    for entry in force_yml:
-        section = options
-        parents = entry.partition("=")[0].split(":")[:-1]
-        for depth, key in enumerate(parents):
-            if not isinstance(section.get(key), dict):
-                known = [name for name in section if isinstance(section[name], dict)]
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise UserError(
-                    f"--force_yml {entry}: {opt_path} has no section "
-                    f"'{':'.join(parents[: depth + 1])}'{hint}"
-                )
-            section = section[key]
+        return f"{keys}{equals}!!float{value}"
+    return entry
 
 
 def basicsr_argv(args: argparse.Namespace, force_yml: list[str], subcommand: str) -> list[str]:

@@ -29,6 +29,7 @@ _PATCHED = "_patched_by_esc_arch"
 
 def apply() -> None:
     """Apply every patch whose defect is present, importing BasicSR on the way."""
+    opencv_without_system_libraries()
     torchvision_functional_tensor()
     scipy_ndimage_filters()
     import basicsr  # noqa: F401
@@ -44,6 +45,23 @@ def apply() -> None:
     blur_of_channels_last_images()
     fid_matrix_square_root()
     wandb_generate_id()
+
+
+def opencv_without_system_libraries() -> None:
+    """BasicSR requires opencv-python, which does not load without the system's libGL and glib.
+
+    Nothing here can mend that, but the message can say what does.
+
+    Raises:
+        ImportError: If OpenCV cannot be loaded.
+    """
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"OpenCV cannot be loaded ({error}); where the system has no graphics libraries, "
+            "'pip install --force-reinstall --no-deps opencv-python-headless' gives one that can"
+        ) from error
 
 
 def torchvision_functional_tensor() -> None:

@@ -358,30 +358,6 @@ def test_the_state_of_an_optimizer_and_a_scheduler_is_loaded_as_it_was(tmp_path:
 
 
 @needs_no_gpu
-def test_two_processes_train_over_gloo_with_spawned_workers(
-    write_train_options: Callable[..., Path], tmp_path: Path
-) -> None:
-    path = write_train_options(
-        {"datasets:train:num_worker_per_gpu": 1, "num_gpu": 2, "train:total_iter": 2}
-    )
-    script = tmp_path / "script.py"
-    script.write_text(TRAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run(
-        [*launcher, str(script), "-opt", str(path), "--launcher", "pytorch"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "World size (gpu number): 2" in result.stderr
-    assert result.stderr.count("num_gpu: 2, but 0 found: using the CPU") == 1
-    assert (tmp_path / "experiments" / "tiny" / "models" / "net_g_latest.pth").exists()
-
-
-@needs_no_gpu
 def test_a_slurm_task_without_a_gpu_joins_over_gloo(tmp_path: Path) -> None:
     code = """
 import esc_arch, torch.distributed

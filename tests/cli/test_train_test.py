@@ -1,0 +1,152 @@
+"""`basicsr train` and `basicsr test`, from an option file to what they write."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+WriteOptions = Callable[..., Path]
+
+
+def test_train_saves_and_test_reads_what_it_saved(
+    run_basicsr: Run,
+    write_train_options: WriteOptions,
+    write_test_options: WriteOptions,
+    tmp_path: Path,
+) -> None:
+    options = write_train_options()
+    result = run_basicsr(
+        "train", "-opt", options.name, "--force_yml", "train:optim_g:lr=2e-4", "name=forced"
+    )
+    assert result.returncode == 0, result.stderr
+    experiment = tmp_path / "experiments" / "forced"
+    saved = torch.load(experiment / "models" / "net_g_latest.pth", weights_only=True)
+    assert set(saved) == {"params", "params_ema"}
+    state = torch.load(experiment / "training_states" / "2.state", weights_only=True)
+    assert state["optimizers"][0]["param_groups"][0]["lr"] == 2e-4
+    copied = (experiment / options.name).read_text()
+    assert "# basicsr train -opt train.yml" in copied
+    trained = result.stderr.split("# psnr: ")[-1].split()[0]
+
+    checkpoint = "experiments/forced/models/net_g_latest.pth"
+    result = run_basicsr(
+        "test", "-opt", write_test_options({"path:pretrain_network_g": checkpoint})
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.split("# psnr: ")[-1].split()[0] == trained
+    images = sorted((tmp_path / "results" / "tiny_test").rglob("*.png"))
+    assert [image.name for image in images] == ["chelseax2_tiny_test.png", "coffeex2_tiny_test.png"]
+
+
+def test_all_errors_of_the_options_are_told_before_anything_is_created(
+    run_basicsr: Run, write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    options = write_train_options({"network_g:type": "EDSSR", "datasets:train:dataroot_gt": "gone"})
+    result = run_basicsr("train", "-opt", options, "--force_yml", "trian:ema_decay=0.9")
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("basicsr: error: ")]
+    assert result.stderr.splitlines() == lines
+    for word in ("EDSSR", "gone", "trian"):
+        assert any(word in line for line in lines), lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.yml"]
+
+
+def test_every_force_yml_entry_that_cannot_be_applied_is_a_line(
+    run_basicsr: Run, write_test_options: WriteOptions
+) -> None:
+    entries = ["no_equals_sign", "train:absent:lr=1", "name=a=b"]
+    result = run_basicsr("test", "-opt", write_test_options(), "--force_yml", *entries)
+    assert result.returncode == 2
+    for entry in entries:
+        assert f"basicsr: error: --force_yml {entry}: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_option_file_that_is_not_there_is_one_line(run_basicsr: Run) -> None:
+    result = run_basicsr("train", "-opt", "absent.yml")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("basicsr: error: ")
+    assert "absent.yml" in line
+
+
+def install_plugin(site: Path, name: str, source: str) -> dict[str, str]:
+    """Lay out a package with a registered plugin as an installer would; returns the environment."""
+    (site / f"{name}.py").write_text(source)
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[basicsr.plugins]\nany = {name}\n")
+    return {"PYTHONPATH": str(site)}
+
+
+def test_networks_of_other_plugins_are_found(
+    run_basicsr: Run, write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    source = """
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class OtherNet(EDSR):
+    pass
+"""
+    site = tmp_path / "site"
+    site.mkdir()
+    env = install_plugin(site, "other_plugin", source)
+    options = write_train_options(
+        {"network_g:type": "OtherNet", "train:total_iter": 1, "datasets:val": None, "val": None}
+    )
+    result = run_basicsr("train", "-opt", options, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "Network [OtherNet] is created." in result.stderr
+
+
+def test_a_broken_plugin_is_one_line_that_names_it(
+    run_basicsr: Run, write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    env = install_plugin(site, "broken_plugin", "import a_module_that_is_missing\n")
+    result = run_basicsr("train", "-opt", write_train_options(), env=env)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("basicsr: error: plugin broken_plugin ")
+    assert "a_module_that_is_missing" in line
+    assert not (tmp_path / "experiments").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_torchrun_trains_in_two_processes_without_a_gpu(
+    write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    # The workers are spawned, and so import BasicSR anew.
+    options = write_train_options(
+        {"train:total_iter": 2, "datasets:train:num_worker_per_gpu": 1, "num_gpu": 2}
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*torchrun, "--no-python", _command(), "train", "-opt", options, "--launcher", "pytorch"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "World size (gpu number): 2" in result.stderr
+    assert result.stderr.count("num_gpu: 2, but 0 found: using the CPU") == 1
+    assert (tmp_path / "experiments" / "tiny" / "models" / "net_g_latest.pth").exists()
+
+
+def _command() -> str:
+    """The installed `basicsr` script, beside the interpreter that runs the tests."""
+    command = shutil.which("basicsr", path=os.path.dirname(sys.executable))
+    assert command, "the package is not installed"
+    return command

@@ -1,1 +1,3 @@
-"""Registered with BasicSR on import."""
+"""Data sets, registered with BasicSR on import, and what prepares their files."""
+
+from esc_arch.data import downsample_dataset  # noqa: F401

@@ -28,18 +28,20 @@ class BadInputs(UserError):
         super().__init__("\n".join(self.lines))
 
 
-def list_images(folder: Path, option: str) -> list[Path]:
-    """The image files directly in a folder, by name.
+def list_images(folder: Path, option: str, recursive: bool = False) -> list[Path]:
+    """The image files of a folder, by name.
 
     Args:
         folder: The folder to look in.
         option: What the user calls the folder, for messages (such as `--hr`).
+        recursive: Look in the folders below, too.
 
     Raises:
         UserError: The folder is missing, unreadable or without images.
     """
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        found = folder.rglob("*") if recursive and folder.is_dir() else folder.iterdir()
+        files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
         raise UserError(f"{option} {folder}: {error.strerror}; a folder is needed") from None
     # Files such as ._0001.png are what macOS leaves in archives, not images.

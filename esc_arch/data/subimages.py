@@ -106,7 +106,8 @@ def find_sources(
     folders: list[Path],
     option: str,
     lr_folders: dict[int, Path] | None = None,
-    prefixes: list[str] | None = None,
+    prefix: str = "",
+    recursive: bool = False,
 ) -> list[Source]:
     """The images of one or more folders.
 
@@ -115,7 +116,8 @@ def find_sources(
         option: What the user calls them, for messages.
         lr_folders: Folders with official LR by scale, whose files are named like the HR files,
             with or without `x2`, `x3`, `x4` after the name.
-        prefixes: Set before the names of each folder's images.
+        prefix: Set before the names of the images.
+        recursive: Look in the folders below, too.
 
     Raises:
         BadInputs: A folder has no images, names clash, or LR files are missing.
@@ -126,8 +128,8 @@ def find_sources(
         scale: {path.stem: path for path in list_images(folder, f"--lr-x{scale}")}
         for scale, folder in (lr_folders or {}).items()
     }
-    for folder, prefix in zip(folders, prefixes or [""] * len(folders), strict=True):
-        for path in list_images(folder, option):
+    for folder in folders:
+        for path in list_images(folder, option, recursive):
             lr = {}
             for scale, files in lr_files.items():
                 found = files.get(f"{path.stem}x{scale}") or files.get(path.stem)

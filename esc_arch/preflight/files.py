@@ -50,6 +50,11 @@ def _data_command(root: str) -> str:
         ("benchmarks", "benchmarks.py", "--src DIR"),
         ("DIV2K", "div2k.py", "--hr DIR"),
         ("DF2K", "div2k.py --name DF2K", "--hr DIR"),
+        (
+            "DFLIP",
+            "dflip.py",
+            "--div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
+        ),
     ):
         if name in parts[:-1]:
             out = "/".join(parts[: parts.index(name) + 1])

@@ -1,0 +1,54 @@
+"""Benchmark sets: HR as PNG and LR as MATLAB's bicubic makes it, or checked against yours."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import script
+
+SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--src", type=Path, required=True, metavar="DIR", help="folder with a folder for each set"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("datasets/benchmarks"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, default=SETS, metavar="SET", help=", ".join(SETS)
+    )
+    parser.add_argument(
+        "--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 3, 4], metavar="S"
+    )
+    script.add_workers(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from esc_arch.data.benchmark_sets import BENCHMARK_SETS, find_benchmark_sets, prepare_set
+    from esc_arch.data.images import BadInputs
+    from esc_arch.errors import UserError
+
+    problems = []
+    for name, folder in find_benchmark_sets(arguments.src, arguments.sets).items():
+        try:
+            made = prepare_set(
+                name,
+                folder,
+                arguments.out / name,
+                tuple(arguments.scales),
+                BENCHMARK_SETS[name][0],
+                arguments.workers,
+            )
+            print(made)
+        except UserError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise BadInputs(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(script.main(build_parser(), run))

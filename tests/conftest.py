@@ -15,6 +15,8 @@ import pytest
 import skimage.data
 import yaml
 
+import esc_arch  # noqa: F401  (BasicSR does not import on new libraries before it)
+
 
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, np.ndarray]:

@@ -190,6 +190,7 @@ class _Check:
             if is_known(key, known) or len(key) > 100:
                 continue
             hint = did_you_mean(key, candidates - set(section), CLOSE)
+            hint = hint or did_you_mean(key, candidates, CLOSE)
             if hint and not read_elsewhere(key):
                 self.error((*path, key), f"nothing reads this key{hint}")
 
@@ -242,10 +243,7 @@ class _Check:
         found = registered(registry, name)
         if found is None:
             names = registered_names(registry)
-            folded = {known.lower(): known for known in names}
-            same = folded.get(name.lower())
-            hint = f"; did you mean {same}?" if same else did_you_mean(name, names)
-            self.error(path, f"no {what} {show(name)} is registered{hint}")
+            self.error(path, f"no {what} {show(name)} is registered{did_you_mean(name, names)}")
         return found
 
     # registered things
@@ -289,7 +287,7 @@ class _Check:
             named = next((n for n in options if re.match(rf"{re.escape(n)}\b", text)), None)
             if named and text.startswith(f"{named} is "):
                 self.error((key, named), text.removeprefix(f"{named} "))
-            elif isinstance(error, ValueError | AssertionError) and text:
+            elif any(re.search(rf"\b{re.escape(n)}\b", text) for n in options):
                 self.error((key,), text)
             else:
                 given = ", ".join(f"{name}: {show(value)}" for name, value in options.items())
@@ -347,10 +345,8 @@ class _Check:
                 continue
             names = optimizer_names()
             if name not in names:
-                folded = {known.lower(): known for known in names}
-                same = folded.get(name.lower())
-                hint = f"; did you mean {same}?" if same else did_you_mean(name, names)
-                self.error((*path, "type"), f"no optimizer {show(name)} in torch.optim{hint}")
+                problem = f"no optimizer {show(name)} in torch.optim{did_you_mean(name, names)}"
+                self.error((*path, "type"), problem)
                 continue
             optimizer = getattr(torch.optim, name)
             self.keywords(path, optimizer, skip=1)

@@ -6,6 +6,7 @@ import io
 import itertools
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,12 @@ def sandbox() -> Iterator[None]:
 
     profiler = sys.getprofile()
     silence = io.StringIO()
-    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+    with (
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         _sandboxed = True
         sys.setprofile(count)
         try:

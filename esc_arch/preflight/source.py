@@ -26,6 +26,9 @@ UNKNOWN = object()
 # (options, the key that `*` stands for) -> value, or UNKNOWN.
 Value = Callable[[Any, str], Any]
 
+# At the end of a path: the key that `*` stands for, not the value under it.
+_KEY_ITSELF = "\0key"
+
 _LOOP_WRAPPERS = {"enumerate", "sorted", "list", "reversed", "tuple"}
 _COPIES = {"deepcopy", "copy", "dict"}
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -149,6 +152,8 @@ def lookup(options: Any, path: Path, star: str = "*") -> Any:
         star: The key that `*` stands for.
     """
     for key in path:
+        if key == _KEY_ITSELF:
+            return star
         key = star if key == "*" else key
         if not isinstance(options, dict) or key not in options:
             return UNKNOWN
@@ -309,6 +314,16 @@ class _Reader(ast.NodeVisitor):
                     return UNKNOWN
 
             return compared
+        part = _part_of_split(node)
+        if part is not None:
+            text, separator, index = self.condition(part[0]), part[1], part[2]
+
+            def split(options: Any, star: str) -> Any:
+                value = text(options, star)
+                parts = value.split(separator) if isinstance(value, str) else []
+                return parts[index] if -len(parts) <= index < len(parts) else UNKNOWN
+
+            return split
         paths = self.paths(node)
         if len(paths) == 1:
             (path,) = paths
@@ -327,9 +342,8 @@ class _Reader(ast.NodeVisitor):
         outer = self.guards
         for statement in statements:
             self.visit(statement)
-            if isinstance(statement, ast.If) and isinstance(
-                statement.body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break
-            ):
+            # A `raise`, too, ends the block, but where it does there is an error anyway.
+            if isinstance(statement, ast.If) and isinstance(statement.body[-1], ast.Return):
                 self.guards += ((self.condition(statement.test), False),)
         self.guards = outer
 
@@ -408,6 +422,7 @@ class _Reader(ast.NodeVisitor):
             self.bind(target, elements)
         elif source.func.attr == "items" and isinstance(target, ast.Tuple):
             self.bind(target.elts[-1], elements)
+            self.bind(target.elts[0], {(*path, _KEY_ITSELF) for path in elements})
 
     def bind(self, target: ast.expr, paths: set[Path]) -> None:
         if not paths:
@@ -499,7 +514,7 @@ class _Reader(ast.NodeVisitor):
         self.guarded(lambda options, star: UNKNOWN, True, [node.body])
 
     def record(self, path: Path, required: bool) -> None:
-        if len(path) <= 8:
+        if len(path) <= 8 and _KEY_ITSELF not in path:
             self.reads.append(Read(path, required, self.guards))
 
 
@@ -521,6 +536,19 @@ def _key_pattern(node: ast.AST) -> str | None:
         return "".join(
             str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values
         )
+    return None
+
+
+def _part_of_split(node: ast.AST) -> tuple[ast.AST, str, int] | None:
+    """Text, separator and index of `text.split(separator)[index]`."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.value, ast.Call):
+        return None
+    call, index = node.value, node.slice
+    if _called_name(call) != "split" or not isinstance(call.func, ast.Attribute):
+        return None
+    separator = _key_pattern(call.args[0]) if len(call.args) == 1 else None
+    if separator and isinstance(index, ast.Constant) and isinstance(index.value, int):
+        return call.func.value, separator, index.value
     return None
 
 

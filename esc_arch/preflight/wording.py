@@ -19,5 +19,17 @@ def one_line(text: Any) -> str:
 
 
 def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(str(name)[:100], list(known), n=1, cutoff=cutoff)
+    """The end of an error: the known name that was probably meant, or nothing.
+
+    Args:
+        name: What the user wrote.
+        known: What there is.
+        cutoff: How much alike they must be, 0 to 1 (difflib).
+    """
+    known = list(known)
+    written = str(name)[:100]
+    # Names are short: difflib takes ESC for less like ECS than ECBSR is.
+    letters = sorted(written.lower())
+    close = [other for other in known if sorted(other.lower()) == letters]
+    close = close or difflib.get_close_matches(written, known, n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""

@@ -38,6 +38,7 @@ def apply() -> None:
     launchers_without_gpu()
     distributed_wrapper_without_gpu()
     real_esrgan_models_without_gpu()
+    optimizers_beyond_adam()
     resume_state_loading(importlib.import_module("basicsr.train"))
     datasets_in_spawned_workers()
     lmdb_opened_twice()
@@ -213,6 +214,28 @@ def _cuda_calls_ignored() -> Iterator[None]:
 
     with _swapped(torch.Tensor, cuda=unchanged), _swapped(torch.nn.Module, cuda=unchanged):
         yield
+
+
+def optimizers_beyond_adam() -> None:
+    """BasicSR 1.4.2 builds Adam only, while published option files ask for AdamW and others.
+
+    Replaced: there is nothing in its `get_optimizer` to build on.
+    Upstream: master has grown a list of seven.
+    """
+    from basicsr.models.base_model import BaseModel
+
+    def wrap(_: Callable) -> Callable:
+        def get_optimizer(
+            self: BaseModel, optim_type: str, params: Any, lr: float, **kwargs: Any
+        ) -> Any:
+            from esc_arch.models.optimizers import any_torch_optimizer
+
+            return any_torch_optimizer(optim_type, params, lr, **kwargs)
+
+        return get_optimizer
+
+    if "AdamW" not in _names_used(BaseModel.get_optimizer):
+        _patch(BaseModel, "get_optimizer", wrap)
 
 
 def resume_state_loading(module: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from basicsr.models.base_model import BaseModel
 
 from esc_arch.errors import UserError
 from esc_arch.models.optimizers import any_torch_optimizer, optimizer_names
@@ -28,6 +29,12 @@ def test_options_reach_the_optimizer():
     )
     group = optimizer.param_groups[0]
     assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (5e-4, (0.9, 0.9), 0)
+
+
+def test_models_of_basicsr_itself_get_it_too():
+    model = BaseModel({"num_gpu": 0, "is_train": True})
+    optimizer = model.get_optimizer("AdamW", [torch.nn.Parameter(torch.ones(1))], 1e-3)
+    assert type(optimizer) is torch.optim.AdamW
 
 
 @pytest.mark.parametrize("name", ["adamw", "LBFGS", "Optimizer", "", "__name__"])

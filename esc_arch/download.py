@@ -51,6 +51,7 @@ def download(
             digest = file_sha256(partial)
             if sha256 is not None and digest != sha256.lower():
                 partial.unlink()
+                _tag_file(partial).unlink(missing_ok=True)
                 raise UserError(
                     f"{url}: the download has SHA-256 {digest}, not {sha256.lower()}; it was "
                     "removed, try again or use another address"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import lmdb
@@ -10,8 +11,10 @@ from esc_arch.data.images import PNG_LEVEL, png_shape, write_atomically
 from esc_arch.errors import UserError
 
 _FIRST_MAP_SIZE = 1 << 28
-# Bytes held back before they are committed: a commit waits for the disk.
+# A commit waits for the disk, so sub-images are held back until there are so many bytes, or so many
+# seconds have passed.
 _COMMIT_BYTES = 1 << 24
+_COMMIT_SECONDS = 1.0
 
 
 class LmdbWriter:
@@ -43,6 +46,7 @@ class LmdbWriter:
         self._environment: lmdb.Environment | None = None
         self._pending: list[tuple[str, str, list[bytes], str]] = []
         self._pending_bytes = 0
+        self._committed_at = time.monotonic()
         self.complete = path.exists()
         folder = path if self.complete else self._partial
         try:
@@ -81,7 +85,8 @@ class LmdbWriter:
         """
         self._pending.append((source, fingerprint, images, note))
         self._pending_bytes += sum(map(len, images))
-        if self._pending_bytes >= _COMMIT_BYTES:
+        is_due = time.monotonic() - self._committed_at >= _COMMIT_SECONDS
+        if is_due or self._pending_bytes >= _COMMIT_BYTES:
             self._commit()
 
     def counts(self) -> dict[str, int]:
@@ -181,6 +186,7 @@ class LmdbWriter:
         for name, fingerprint, images, note in self._pending:
             self._sources[name] = (fingerprint, len(images), note)
         self._pending, self._pending_bytes = [], 0
+        self._committed_at = time.monotonic()
 
     def _put_pending(self, transaction: lmdb.Transaction) -> None:
         for name, _, images, _ in self._pending:

@@ -81,7 +81,7 @@ def _parallel(function, jobs, workers):
     # The fork server imports the libraries once, has no threads, and its forks share its memory.
     method = "forkserver" if sys.platform != "win32" else "spawn"
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload([function.__module__])
+    context.set_forkserver_preload([__name__])
     jobs = iter(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from esc_arch.errors import UserError
 
-_CHUNK = 1 << 20
+# As much as a cut connection may lose.
+_CHUNK = 1 << 16
 _TIMEOUT = 30
 
 
@@ -136,7 +137,7 @@ def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool) -> None
                 tag_file.unlink(missing_ok=True)
         length = response.headers.get("Content-Length")
         total = None if length is None else offset + int(length)
-        name = Path(file.name).stem
+        name = Path(file.name).name.removesuffix(".partial")
         with tqdm(
             total=total,
             initial=offset,

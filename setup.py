@@ -34,6 +34,7 @@ setup(
         "matplotlib",
         "numpy",
         "opencv-python",
+        "pillow",
         "pyyaml",
         "safetensors",
         "scikit-image",

@@ -1,0 +1,102 @@
+"""What gets installed: the wheel built from this checkout, and what its metadata promises."""
+
+import configparser
+import email
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built as pip does without isolation, from a copy that has a weights file."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("esc_arch", "basicsr_cli"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "esc_arch" / "weights").mkdir(exist_ok=True)
+    (source / "esc_arch" / "weights" / "example.safetensors").write_bytes(b"")
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('.'))"
+    result = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return zipfile.ZipFile(source / result.stdout.splitlines()[-1])
+
+
+def metadata(wheel: zipfile.ZipFile, name: str) -> str:
+    (path,) = [path for path in wheel.namelist() if path.endswith(f".dist-info/{name}")]
+    return wheel.read(path).decode()
+
+
+def test_the_wheel_holds_every_module_and_the_weights(wheel: zipfile.ZipFile) -> None:
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("esc_arch", "basicsr_cli")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    content = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert modules <= content
+    assert "esc_arch/weights/example.safetensors" in content
+    assert {name.split("/")[0] for name in content} == {"esc_arch", "basicsr_cli"}
+
+
+def test_the_wheel_registers_the_command_and_the_plugin(wheel: zipfile.ZipFile) -> None:
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(metadata(wheel, "entry_points.txt"))
+    assert dict(entry_points["console_scripts"]) == {"basicsr": "basicsr_cli.main:main"}
+    assert dict(entry_points["basicsr.plugins"]) == {"esc": "esc_arch"}
+
+
+def test_the_wheel_names_its_licence_pythons_and_extras(wheel: zipfile.ZipFile) -> None:
+    fields = email.message_from_string(metadata(wheel, "METADATA"))
+    assert "MIT" in (fields["License"] or fields["License-Expression"])
+    assert sorted(fields["Requires-Python"].split(",")) == ["<3.13", ">=3.10"]
+    assert set(fields.get_all("Provides-Extra")) == {"bench", "flash", "test"}
+
+
+def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> None:
+    fields = email.message_from_string(metadata(wheel, "METADATA"))
+    required = {re.split(r"[^\w-]", line)[0] for line in fields.get_all("Requires-Dist")}
+    distributions = {
+        "PIL": "pillow",
+        "cv2": "opencv-python",
+        "flash_attn": "flash-attn",
+        "skimage": "scikit-image",
+        "yaml": "pyyaml",
+    }
+    # Installed with BasicSR alone: scipy only where BasicSR's own use of it is patched, wandb
+    # where its user has it.
+    others = {"scipy", "wandb", *sys.stdlib_module_names, "esc_arch", "basicsr_cli"}
+    for path in [*(ROOT / "esc_arch").rglob("*.py"), *(ROOT / "basicsr_cli").rglob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        for module in re.findall(r"^ *(?:import|from) (\w+)", source, flags=re.MULTILINE):
+            if module not in others:
+                assert distributions.get(module, module) in required, f"{path}: {module}"
+
+
+def test_make_needs_no_second_torch_to_build_basicsr() -> None:
+    result = subprocess.run(
+        ["make", "--dry-run", "test", "VENV=absent"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    installs = [line for line in result.stdout.splitlines() if "--editable" in line]
+    assert len(installs) == 2
+    for line in installs:
+        assert "--no-build-isolation --use-pep517" in line
+    assert not (ROOT / "absent").exists()
+
+
+def test_the_ci_script_can_be_run() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0

@@ -42,6 +42,7 @@ from esc_arch.preflight.registered import (
     pipeline_reads,
     read_by_other_datasets,
     read_by_other_models,
+    reads_of_function,
     registered,
     registered_names,
     wrong_type,
@@ -53,8 +54,6 @@ from esc_arch.preflight.source import (
     Path,
     Read,
     child_keys,
-    class_reads,
-    function_reads,
     lookup,
 )
 from esc_arch.preflight.wording import did_you_mean, one_line, show
@@ -519,12 +518,11 @@ class _Check:
         """Find keys that are surely read, and not there."""
         filled = self._filled()
         pipeline = basicsr.train.train_pipeline if self.is_train else basicsr.test.test_pipeline
-        required = function_reads(pipeline) + function_reads(basicsr.utils.options.parse_options)
+        required = reads_of_function(pipeline)
+        required += reads_of_function(basicsr.utils.options.parse_options)
         if model is not None:
-            methods = ["feed_data"]
-            if self.is_train:
-                methods += ["optimize_parameters"]
-            required += class_reads(model, methods=methods)
+            steps = ("feed_data", "optimize_parameters") if self.is_train else ("feed_data",)
+            required += all_reads(model, methods=steps)
         for read in required:
             self._require(read, filled, read.path, filled)
         for key, value in self.section("datasets").items():
@@ -532,7 +530,7 @@ class _Check:
             dataset = registered(DATASET_REGISTRY, dataset) if isinstance(dataset, str) else None
             if inspect.isclass(dataset) and isinstance(filled["datasets"].get(key), dict):
                 own = filled["datasets"][key]
-                for read in class_reads(dataset, methods=["__getitem__"]):
+                for read in all_reads(dataset, methods=("__getitem__",)):
                     self._require(read, own, ("datasets", key, *read.path), filled)
 
     def _require(self, read: Read, scope: Any, path: Path, filled: dict[str, Any]) -> None:

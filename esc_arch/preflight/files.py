@@ -4,8 +4,10 @@ import os
 import re
 from typing import Any
 
+from esc_arch.checkpoints import resolve
+from esc_arch.errors import UserError
 from esc_arch.preflight.rules import is_number
-from esc_arch.preflight.wording import did_you_mean, one_line, show
+from esc_arch.preflight.wording import one_line, show
 
 
 def exists(path: str) -> bool:
@@ -44,61 +46,40 @@ def root_problem(root: Any, is_lmdb: bool) -> str | None:
     return None
 
 
+_PREPARATION = {
+    "benchmarks": "benchmarks.py --src DIR",
+    "DIV2K": "div2k.py --hr DIR",
+    "DF2K": "div2k.py --name DF2K --hr DIV2K_DIR FLICKR2K_DIR",
+    "DFLIP": "dflip.py --div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
+    "demo": "demo.py",
+}
+
+
 def _data_command(root: str) -> str:
     parts = root.replace("\\", "/").split("/")
-    for name, script, source in (
-        ("benchmarks", "benchmarks.py", "--src DIR"),
-        ("DIV2K", "div2k.py", "--hr DIR"),
-        ("DF2K", "div2k.py --name DF2K", "--hr DIR"),
-        (
-            "DFLIP",
-            "dflip.py",
-            "--div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
-        ),
-    ):
+    for name, command in _PREPARATION.items():
         if name in parts[:-1]:
             out = "/".join(parts[: parts.index(name) + 1])
-            return f"; make it with: python datasets_prep/{script} {source} --out {out}"
+            return f"; make it with: python datasets_prep/{command} --out {out}"
     return ""
 
 
-PUBLISHED = [
-    f"{name}_X{scale}{suffix}"
-    for name, suffix in (
-        ("ESC_DIV2K", ""),
-        ("ESC_DFLIP", ""),
-        ("ESC_light", ""),
-        ("ESC_FP", ""),
-        ("ESC_XL_DF2K", "_FT"),
-    )
-    for scale in (2, 3, 4)
-] + ["ESC_Real_X4_MSE", "ESC_Real_X4_GAN"]
-"""Names of the published checkpoints."""
-
-
 def checkpoint_problem(value: str) -> str | None:
-    if is_file(value):
-        return None
-    if is_folder(value):
-        return f"{one_line(value)} is a folder, not a checkpoint"
-    folder, name = os.path.split(value)
-    stem = os.path.splitext(name)[0]
-    missing = f"no such checkpoint: {one_line(value)}"
-    if stem in PUBLISHED:
-        if not folder and name == stem:
-            places = [f"experiments/pretrained_models/{name}{end}" for end in _CHECKPOINT_ENDS]
-            if any(is_file(place) for place in places):
-                return None
-        return f"{missing}; get it with: basicsr checkpoints download {stem}"
-    if not folder and name == stem:
-        return missing + did_you_mean(name, PUBLISHED)
-    run = value.replace("\\", "/").split("/")
-    if len(run) >= 4 and run[-2] == "models" and run[-4] == "experiments":
-        return f"{missing}; make it with: basicsr train -opt options/{run[-3]}.yml"
-    return missing
+    """Why a checkpoint cannot be loaded, and how to get it; None if it is there.
 
-
-_CHECKPOINT_ENDS = (".pth", ".safetensors")
+    Args:
+        value: A path, or the name of a published checkpoint.
+    """
+    try:
+        resolve(value)
+    except UserError as error:
+        run = value.replace("\\", "/").split("/")
+        if len(run) >= 4 and run[-4] == "experiments" and run[-2] == "models":
+            return f"{one_line(error)}; make it with: basicsr train -opt options/{run[-3]}.yml"
+        return one_line(error)
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{one_line(value)}: cannot be read: {one_line(error)}"
+    return None
 
 
 def folder_pair_problem(

@@ -3,8 +3,7 @@
 import fnmatch
 import functools
 import inspect
-import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import basicsr.test
@@ -26,20 +25,25 @@ def registered_names(registry: Registry) -> list[str]:
     return [name.removesuffix("_basicsr") for name in registry.keys()]
 
 
-@functools.lru_cache(maxsize=1)
-def pipeline_reads() -> tuple[Read, ...]:
-    return tuple(
-        itertools.chain(
-            function_reads(basicsr.utils.options.parse_options),
-            function_reads(basicsr.train.train_pipeline),
-            function_reads(basicsr.test.test_pipeline),
-        )
-    )
+@functools.cache
+def reads_of_function(function: Callable[..., Any]) -> tuple[Read, ...]:
+    """`function_reads`, once a function."""
+    return tuple(function_reads(function))
 
 
 @functools.cache
-def all_reads(cls: type, root: Path = ()) -> tuple[Read, ...]:
-    return tuple(class_reads(cls, root))
+def all_reads(cls: type, methods: tuple[str, ...] | None = None) -> tuple[Read, ...]:
+    """`class_reads`, once a class."""
+    return tuple(class_reads(cls, methods=methods))
+
+
+def pipeline_reads() -> tuple[Read, ...]:
+    """What BasicSR's own training and testing read."""
+    return (
+        reads_of_function(basicsr.utils.options.parse_options)
+        + reads_of_function(basicsr.train.train_pipeline)
+        + reads_of_function(basicsr.test.test_pipeline)
+    )
 
 
 def parameters_of(function: Any, skip: int = 0) -> tuple[dict[str, inspect.Parameter], bool] | None:

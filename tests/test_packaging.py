@@ -1,5 +1,6 @@
 """What gets installed: the wheel built from this checkout, and what its metadata promises."""
 
+import ast
 import configparser
 import email
 import os
@@ -78,10 +79,20 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
     # where its user has it.
     others = {"scipy", "wandb", *sys.stdlib_module_names, "esc_arch", "basicsr_cli"}
     for path in [*(ROOT / "esc_arch").rglob("*.py"), *(ROOT / "basicsr_cli").rglob("*.py")]:
-        source = path.read_text(encoding="utf-8")
-        for module in re.findall(r"^ *(?:import|from) (\w+)", source, flags=re.MULTILINE):
+        for module in imported_modules(path):
             if module not in others:
                 assert distributions.get(module, module) in required, f"{path}: {module}"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The top-level modules that a file imports, wherever in it."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module.partition(".")[0])
+    return modules
 
 
 def test_make_needs_no_second_torch_to_build_basicsr() -> None:

@@ -36,6 +36,7 @@ setup(
         "opencv-python",
         "pillow",
         "pyyaml",
+        "requests",
         "safetensors",
         "scikit-image",
         "torch>=2.4",

@@ -75,8 +75,8 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
         "skimage": "scikit-image",
         "yaml": "pyyaml",
     }
-    # BasicSR brings scipy, and tensorboard under the name tb-nightly, beside which tensorboard itself
-    # must not be installed; wandb is there where its user has it.
+    # BasicSR brings scipy, and tensorboard under the name tb-nightly, beside which tensorboard
+    # itself must not be installed; wandb is there where its user has it.
     others = {"scipy", "tensorboard", "wandb", "esc_arch", "basicsr_cli", *sys.stdlib_module_names}
     for path in [*(ROOT / "esc_arch").rglob("*.py"), *(ROOT / "basicsr_cli").rglob("*.py")]:
         for module in imported_modules(path):

@@ -11,6 +11,7 @@ from esc_arch.preflight.wording import one_line, show
 
 
 def exists(path: str) -> bool:
+    """Whether there is anything at a path; `~` is the home folder."""
     try:
         return os.path.exists(os.path.expanduser(path))
     except ValueError:
@@ -18,14 +19,17 @@ def exists(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
+    """Whether a path is a file; `~` is the home folder."""
     return exists(path) and os.path.isfile(os.path.expanduser(path))
 
 
 def is_folder(path: str) -> bool:
+    """Whether a path is a folder; `~` is the home folder."""
     return exists(path) and os.path.isdir(os.path.expanduser(path))
 
 
 def root_problem(root: Any, is_lmdb: bool) -> str | None:
+    """Why a `dataroot_*` cannot be read, and the command that makes it; None if it can."""
     if not isinstance(root, str) or not root.strip():
         return f"must be a path, not {show(root)}"
     if is_lmdb:

@@ -36,6 +36,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
+    """Read an option file safely; what is wrong goes to `errors`, and None comes back."""
     if not is_file(path):
         problem = "is not a file" if exists(path) else "no such option file"
         errors.append(f"-opt {path}: {problem}")
@@ -104,6 +105,7 @@ def _check_size(root: yaml.Node) -> None:
 
 
 def apply_force_yml(options: dict[str, Any], entries: Iterable[str], errors: list[str]) -> None:
+    """Set what --force_yml says, as BasicSR does; what is wrong goes to `errors`."""
     for entry in entries:
         where = f"--force_yml {one_line(entry)}"
         keys, equals, text = entry.partition("=")

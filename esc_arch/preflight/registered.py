@@ -22,6 +22,7 @@ def registered(registry: Registry, name: str) -> Any:
 
 
 def registered_names(registry: Registry) -> list[str]:
+    """Names as an option file writes them, without the suffix."""
     return [name.removesuffix("_basicsr") for name in registry.keys()]
 
 
@@ -82,6 +83,7 @@ def is_known(key: str, known: Iterable[str]) -> bool:
 
 
 def read_by_other_datasets(key: str) -> bool:
+    """Whether any registered data set reads a key."""
     return any(
         is_known(key, child_keys(all_reads(dataset), ()))
         for dataset in DATASET_REGISTRY._obj_map.values()

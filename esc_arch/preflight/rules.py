@@ -13,6 +13,7 @@ Rule = Callable[[Any], str | None]
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -48,6 +49,7 @@ def _whole(low: int, high: int = 2**53) -> Rule:
 
 
 def must_be_bool(value: Any) -> str | None:
+    """Rule: true or false."""
     return None if isinstance(value, bool) else "must be true or false"
 
 
@@ -105,6 +107,7 @@ def _seed(value: Any) -> str | None:
 
 
 def is_template(value: Any) -> str | None:
+    """Rule: a template of file names."""
     try:
         if isinstance(value, str) and value.format("a") != value.format("b"):
             return None
@@ -215,6 +218,7 @@ _FREE_TEXT = ("name", "*:name", "val:suffix", "logger:wandb:*", "path:*", _DATAS
 
 
 def matches(path: Path, pattern: str) -> bool:
+    """Whether a path fits a pattern, key by key; `*` stands for any text within one key."""
     parts = pattern.split(":")
     return len(parts) == len(path) and all(map(fnmatch.fnmatchcase, path, parts))
 

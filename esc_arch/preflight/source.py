@@ -188,6 +188,7 @@ class _Reader(ast.NodeVisitor):
         arguments: list[Any],
         keywords: dict[str, set[Path]],
     ) -> None:
+        """Read a function, or the constructor of a class, with what it is handed."""
         if inspect.isclass(function):
             new_object = _Scope({}, {}, cls=function)
             self.follow_method(function, "__init__", arguments, keywords, new_object)
@@ -205,6 +206,7 @@ class _Reader(ast.NodeVisitor):
         caller: _Scope,
         after: type | None = None,
     ) -> None:
+        """Read the method that the class, or its next base after `after`, runs."""
         owners = inspect.getmro(cls)
         if after is not None and after in owners:
             owners = owners[owners.index(after) + 1 :]
@@ -226,6 +228,7 @@ class _Reader(ast.NodeVisitor):
         keywords: dict[str, set[Path]],
         scope: _Scope,
     ) -> None:
+        """Read the body of a function once for each way of being handed options."""
         definition = _definition(function)
         if definition is None:
             return
@@ -334,11 +337,12 @@ class _Reader(ast.NodeVisitor):
                 return default if value is UNKNOWN else value
 
             return looked_up
-        return lambda options, star: UNKNOWN
+        return _unknown
 
     # -- statements
 
     def block(self, statements: list[ast.stmt]) -> None:
+        """Read statements; after `if ...: return` the rest is guarded."""
         outer = self.guards
         for statement in statements:
             self.visit(statement)
@@ -348,6 +352,7 @@ class _Reader(ast.NodeVisitor):
         self.guards = outer
 
     def guarded(self, condition: Value, outcome: bool, nodes: list[Any]) -> None:
+        """Read nodes that run only if a condition has this outcome."""
         outer = self.guards
         self.guards += ((condition, outcome),)
         if nodes and isinstance(nodes[0], ast.stmt):
@@ -374,9 +379,8 @@ class _Reader(ast.NodeVisitor):
         self.guards = outer
 
     def visit_Try(self, node: ast.Try) -> None:
-        unknown: Value = lambda options, star: UNKNOWN  # noqa: E731
         for body in (node.body, *(handler.body for handler in node.handlers), node.orelse):
-            self.guarded(unknown, True, body)
+            self.guarded(_unknown, True, body)
         self.block(node.finalbody)
 
     def visit_While(self, node: ast.While) -> None:
@@ -409,6 +413,7 @@ class _Reader(ast.NodeVisitor):
     )
 
     def bind_loop(self, target: ast.expr, source: ast.expr) -> None:
+        """Bind a loop's names to the keys and values of the section it goes over."""
         while isinstance(source, ast.Call) and _called_name(source) in _LOOP_WRAPPERS:
             if not source.args:
                 return
@@ -425,6 +430,7 @@ class _Reader(ast.NodeVisitor):
             self.bind(target.elts[0], {(*path, _KEY_ITSELF) for path in elements})
 
     def bind(self, target: ast.expr, paths: set[Path]) -> None:
+        """Let a name or an attribute of self stand for paths as well."""
         if not paths:
             return
         if isinstance(target, ast.Name):
@@ -499,6 +505,7 @@ class _Reader(ast.NodeVisitor):
                 self.follow_function(function, arguments, keywords)
 
     def called_object(self, node: ast.expr) -> Any:
+        """What a call in this function's module calls, if that can be told."""
         if isinstance(node, ast.Name):
             return self.scope.module.get(node.id)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -508,14 +515,19 @@ class _Reader(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         # A function inside a function may never be called: its keys are known, not required.
-        self.guarded(lambda options, star: UNKNOWN, True, node.body)
+        self.guarded(_unknown, True, node.body)
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
-        self.guarded(lambda options, star: UNKNOWN, True, [node.body])
+        self.guarded(_unknown, True, [node.body])
 
     def record(self, path: Path, required: bool) -> None:
+        """Note that a key is read here."""
         if len(path) <= 8 and _KEY_ITSELF not in path:
             self.reads.append(Read(path, required, self.guards))
+
+
+def _unknown(options: Any, star: str) -> Any:
+    return UNKNOWN
 
 
 def _is_self(node: ast.AST) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 
 def show(value: Any) -> str:
+    """A value as an error shows it."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
@@ -14,6 +15,7 @@ def show(value: Any) -> str:
 
 
 def one_line(text: Any) -> str:
+    """Text without line breaks, cut where it is long."""
     line = " ".join(str(text).split())
     return line if len(line) <= 300 else f"{line[:300]}..."
 

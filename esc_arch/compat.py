@@ -68,7 +68,7 @@ def opencv_without_system_libraries() -> None:
 def torchvision_functional_tensor() -> None:
     """BasicSR imports `torchvision.transforms.functional_tensor`, which torchvision 0.17 removed.
 
-    Upstream: https://github.com/XPixelGroup/BasicSR/issues/711
+    Upstream has open reports under that module's name, and no release since.
     """
     name = "torchvision.transforms.functional_tensor"
     if importlib.util.find_spec(name) is None:

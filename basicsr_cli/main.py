@@ -15,6 +15,10 @@ from basicsr_cli import PluginError
 SUBCOMMANDS: dict[str, str] = {
     "train": "basicsr_cli.train",
     "test": "basicsr_cli.test",
+    "reproduce": "basicsr_cli.reproduce",
+    "analyze": "basicsr_cli.analyze",
+    "checkpoints": "basicsr_cli.checkpoints",
+    "convert": "basicsr_cli.convert",
 }
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130

@@ -1,7 +1,9 @@
 """LMDBs as BasicSR reads them, written so that an interrupted run can go on where it stopped."""
 
+import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -244,6 +246,9 @@ def _as_json(recipe: dict) -> bytes:
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error)
+    # LMDB calls a write that the disk had no room for an input/output error.
+    if isinstance(error, lmdb.Error) and shutil.disk_usage(path).free < 2 * _COMMIT_BYTES:
+        reason = os.strerror(errno.ENOSPC)
     return UserError(
         f"{path}: {reason}; nothing already made is lost, run the same command again once this is "
         "mended"

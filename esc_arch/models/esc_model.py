@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esc_arch.errors import UserError
 from esc_arch.models.optimizers import any_torch_optimizer
-from esc_arch.models.tiling import super_resolve_tiled
+from esc_arch.ops.tiling import super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
 
 AMP_DTYPES = {
@@ -161,7 +161,9 @@ class ESCModel(SRModel):
         if self.tile is None:
             self.output = self._super_resolve(lq)
         else:
-            self.output = super_resolve_tiled(self._super_resolve, lq, *self.tile)
+            self.output = super_resolve_tiled(
+                self._super_resolve, lq, *self.tile, multiple=self.window_size
+            )
         self.lq = lq
 
     def _super_resolve(self, lq: Tensor) -> Tensor:

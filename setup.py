@@ -23,8 +23,10 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
-    packages=find_packages(include=["esc_arch*", "basicsr_cli*"]),
-    package_data={"esc_arch": ["weights/*.safetensors"]},
+    packages=[*find_packages(include=["esc_arch*", "basicsr_cli*"]), "basicsr_cli.options"],
+    # The option files, which `basicsr demo` needs anywhere, are kept once, in options/.
+    package_dir={"basicsr_cli.options": "options"},
+    package_data={"esc_arch": ["weights/*.safetensors"], "basicsr_cli.options": ["*.yml"]},
     # BasicSR 1.4.2 cannot be built on 3.13: its setup.py reads its version through locals() after
     # an exec, which PEP 667 made impossible.
     python_requires=">=3.10,<3.13",

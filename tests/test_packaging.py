@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("esc_arch", "basicsr_cli"):
+    for name in ("esc_arch", "basicsr_cli", "options"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     (source / "esc_arch" / "weights").mkdir(exist_ok=True)
     (source / "esc_arch" / "weights" / "example.safetensors").write_bytes(b"")
@@ -48,6 +48,7 @@ def test_the_wheel_holds_every_module_and_the_weights(wheel: zipfile.ZipFile) ->
     content = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert modules <= content
     assert "esc_arch/weights/example.safetensors" in content
+    assert "basicsr_cli/options/train_ESC_demo_x2.yml" in content
     assert {name.split("/")[0] for name in content} == {"esc_arch", "basicsr_cli"}
 
 

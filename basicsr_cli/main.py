@@ -15,10 +15,12 @@ from basicsr_cli import PluginError
 SUBCOMMANDS: dict[str, str] = {
     "train": "basicsr_cli.train",
     "test": "basicsr_cli.test",
+    "demo": "basicsr_cli.demo",
     "reproduce": "basicsr_cli.reproduce",
     "analyze": "basicsr_cli.analyze",
     "checkpoints": "basicsr_cli.checkpoints",
     "convert": "basicsr_cli.convert",
+    "bench": "basicsr_cli.bench",
 }
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130

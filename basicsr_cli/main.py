@@ -20,6 +20,7 @@ SUBCOMMANDS: dict[str, str] = {
     "analyze": "basicsr_cli.analyze",
     "checkpoints": "basicsr_cli.checkpoints",
     "convert": "basicsr_cli.convert",
+    "upscale": "basicsr_cli.upscale",
     "bench": "basicsr_cli.bench",
 }
 

@@ -154,7 +154,7 @@ def identify(state_dict: Mapping[str, Tensor], source: str = "the file") -> dict
     try:
         network_g = _read_options(shapes)
         built = build_on_meta(network_g).state_dict()
-    except (KeyError, IndexError, ValueError, ZeroDivisionError, TypeError):
+    except (LookupError, ValueError, ArithmeticError, TypeError, RuntimeError):
         known = ", ".join(list(shapes)[:2]) or "none"
         raise UserError(
             f"{source}: not a network of the ESC family: its {len(shapes)} tensors are others "
@@ -215,8 +215,8 @@ def _read_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    found = [re.match(pattern, name) for name in shapes]
-    return 1 + max(int(match[1]) for match in found if match)
+    """How many different numbers there are; a gap among them shows later as tensors missing."""
+    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
 def _clean_ratio(dim: int, hidden: int) -> float | int:
@@ -261,6 +261,10 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         )
     keys = [key for key in PARAM_KEYS[::-1] if key in state] or ["params"]
     params = {key: select_params(state, path, key) for key in keys}
+    for tensors in params.values():
+        for name, value in tensors.items():
+            if not value.is_floating_point():
+                raise UserError(f"{path}: '{name}' is of {value.dtype}; a network's are floats")
     networks = [
         identify(tensors, f"{path}{f' ({key})' if len(keys) > 1 else ''}")
         for key, tensors in params.items()

@@ -134,10 +134,44 @@ def test_missing_unknown_and_misshapen_tensors_are_named():
 
 
 @pytest.mark.parametrize(
-    "name", ["ESC_small_x2", "esc_small_x3_ln", "escfp_small_x4", "escreal_small_x4"]
+    "changes",
+    [
+        {"blocks.999999999.ln_proj.weight": [16]},
+        {"plk_filter": [0, 0, 5, 5]},
+        {"plk_filter": [4]},
+        {"plk_filter": []},
+        {"proj.weight": [0, 3, 3, 3]},
+        {"proj.weight": [2**62, 3, 3, 3]},
+        {"blocks.0.attn.relative_position_bias": [2, 0]},
+        {"blocks.0.attn.relative_position_bias": [2**40, 2**40]},
+        {"blocks.0.attn.flashbias_q": [2, 64]},
+        {"blocks.0.convffns.0.proj.weight": [0, 16, 1, 1]},
+        {"to_img.weight": [0, 16, 3, 3]},
+        {"skip.0.weight": [32, 3, 1, 1]},
+    ],
+)
+def test_absurd_shapes_are_refused_at_once(changes):
+    shapes = {name: value.shape for name, value in build_on_meta(TINY).state_dict().items()}
+
+    class Shape:
+        def __init__(self, shape):
+            self.shape = shape
+
+    with pytest.raises(UserError):
+        identify({name: Shape(shape) for name, shape in {**shapes, **changes}.items()})
+
+
+def test_tensors_of_integers_are_refused(folder):
+    torch.save({key: value.int() for key, value in make_params(TINY).items()}, "net.pth")
+    with pytest.raises(UserError, match="'plk_filter' is of torch.int32"):
+        checkpoints.read_checkpoint("net.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["esc_small_x2", "esc_small_x3_ln", "escfp_small_x4", "escreal_small_x4"]
 )
 def test_a_loaded_network_gives_the_reference_images(name, tmp_path):
-    case = torch.load(DATA / f"{name.lower()}.pt", weights_only=True)
+    case = torch.load(DATA / f"{name}.pt", weights_only=True)
     path = tmp_path / "net.pth"
     torch.save({"params": case["params"]}, path)
     network, network_g = checkpoints.load_network(path)

@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
-# Values of float64 workspace per band of output rows: small enough to stay in a core's cache.
-_BAND_VALUES = 1 << 16
+# Output rows made by one matrix product: more share more of their input rows, but a larger part of
+# the matrix is zero.
+_BAND = 16
 
 
 def imresize(
@@ -21,8 +22,8 @@ def imresize(
     """Resize an image as MATLAB's `imresize(image, scale)` does.
 
     Bicubic with a = -0.5; the kernel is widened by 1/scale when shrinking (antialiasing). The
-    borders are mirrored. Sums are taken in float64, one tap after the other, so that the result is
-    the same on every machine.
+    borders are mirrored. For integer types the result is that of sums in float64, one tap after
+    the other, and so the same on every machine.
 
     Args:
         image: (H, W) or (H, W, C) array of uint8, uint16 or a floating type. Channels are
@@ -54,14 +55,19 @@ def imresize(
         raise ValueError(f"output_size is {output_size}; both sides must be at least 1")
 
     scales = [scale or output_size[axis] / image.shape[axis] for axis in (0, 1)]
+    pixels = image[:, :, None] if image.ndim == 2 else image
     # MATLAB starts with the side that shrinks most, and with the rows when both shrink alike.
     for axis in sorted((0, 1), key=lambda axis: scales[axis]):
-        moved = np.swapaxes(image, 0, axis)
-        weights, indices = _taps(moved.shape[0], output_size[axis], scales[axis])
-        rows = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
-        resized = _resize_rows(rows, weights, indices).reshape(-1, *moved.shape[1:])
-        image = np.swapaxes(resized, 0, axis)
-    return np.ascontiguousarray(image)
+        height, width, channels = pixels.shape
+        taps = _taps(pixels.shape[axis], output_size[axis], scales[axis])
+        if axis == 0:
+            pixels = _resize_rows(pixels.reshape(height, -1), *taps).reshape(-1, width, channels)
+        else:
+            # Whole lines of the image lie together, as matrix products like it.
+            planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1, width)
+            columns = _resize_rows(planes.T, *taps).reshape(-1, channels, height)
+            pixels = np.ascontiguousarray(columns.transpose(2, 0, 1))
+    return pixels.reshape(*output_size, *image.shape[2:])
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -95,25 +101,70 @@ def _taps(in_length: int, out_length: int, scale: float) -> tuple[np.ndarray, np
 
 
 def _resize_rows(rows: np.ndarray, weights: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Weighted sums of the rows of a (H, N) array, in the type of the array.
+    """Weighted sums of the rows of a (H, W) array, in the type of the array.
 
-    Works on a few output rows at a time, so that the float64 workspace does not grow with H.
+    Works on a few output rows at a time, so that the floating-point workspace stays small.
     """
     out = np.empty((len(indices), rows.shape[1]), rows.dtype)
     integer = np.issubdtype(rows.dtype, np.integer)
-    band = max(1, _BAND_VALUES // rows.shape[1])
-    for start in range(0, len(indices), band):
-        taken = indices[start : start + band]
-        first = taken.min()
-        source = rows[first : taken.max() + 1].astype(np.float64)
-        total = np.zeros((len(taken), rows.shape[1]))
-        term = np.empty_like(total)
-        for tap in range(taken.shape[1]):
-            np.take(source, taken[:, tap] - first, axis=0, out=term, mode="clip")
-            term *= weights[start : start + band, tap, None]
-            total += term
-        if integer:
-            total += 0.5
-            np.clip(total, 0, np.iinfo(rows.dtype).max, out=total)
-        out[start : start + band] = total
+    working = np.float32 if rows.dtype == np.uint8 else np.float64
+    exact = integer and _sums_are_exact(weights, np.iinfo(rows.dtype).max, working)
+    for start in range(0, len(indices), _BAND):
+        band = slice(start, start + _BAND)
+        first = indices[band].min()
+        source = rows[first : indices[band].max() + 1]
+        matrix = np.zeros((len(indices[band]), len(source)))
+        # Mirrored taps may fall on one row more than once.
+        np.add.at(matrix, (np.arange(len(matrix))[:, None], indices[band] - first), weights[band])
+        total = matrix.astype(working) @ source.astype(working)
+        if not integer:
+            out[band] = total
+            continue
+        top = np.iinfo(rows.dtype).max
+        total += 0.5
+        near = () if exact else _near_whole(total, top)
+        np.clip(total, 0, top, out=total)
+        out[band] = total
+        if len(near):
+            row, column = near
+            again = _sums(source, weights[band], indices[band] - first, row, column)
+            out[start + row, column] = np.clip(again + 0.5, 0, top)
     return out
+
+
+def _sums_are_exact(weights: np.ndarray, top: int, working: type) -> bool:
+    """Whether sums of values up to `top` have no rounding error, in whatever order they are taken.
+
+    So it is at x2 and x4, where the weights are small multiples of a power of 1/2.
+    """
+    largest = top * np.abs(weights).sum(axis=1).max()
+    bits = np.finfo(working).nmant - math.ceil(math.log2(largest))
+    scaled = weights * 2.0**bits
+    return bool((scaled == np.rint(scaled)).all())
+
+
+def _near_whole(total: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of sums that are too near to a whole number for their precision.
+
+    Exact halves are common (one value in 162 at x3), and there the order of a sum decides to which
+    side it is rounded.
+    """
+    distance = np.rint(total)
+    distance -= total
+    np.abs(distance, out=distance)
+    # Far above the error of some tens of products of values up to `top`.
+    near = np.flatnonzero(distance < 32 * top * np.finfo(total.dtype).eps)
+    return np.divmod(near, total.shape[1])
+
+
+def _sums(
+    source: np.ndarray,
+    weights: np.ndarray,
+    indices: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+) -> np.ndarray:
+    """Some of the sums, in float64, one tap after the other."""
+    terms = weights[row] * source[indices[row], column[:, None]]
+    # Unlike `sum`, which adds in pairs.
+    return np.add.accumulate(terms, axis=1)[:, -1]

@@ -26,12 +26,16 @@ setup(
     packages=[*find_packages(include=["esc_arch*", "basicsr_cli*"]), "basicsr_cli.options"],
     # The option files, which `basicsr demo` needs anywhere, are kept once, in options/.
     package_dir={"basicsr_cli.options": "options"},
-    package_data={"esc_arch": ["weights/*.safetensors"], "basicsr_cli.options": ["*.yml"]},
+    package_data={
+        "esc_arch": ["paper_tables.csv", "weights/*.safetensors"],
+        "basicsr_cli.options": ["*.yml"],
+    },
     # BasicSR 1.4.2 cannot be built on 3.13: its setup.py reads its version through locals() after
     # an exec, which PEP 667 made impossible.
     python_requires=">=3.10,<3.13",
     install_requires=[
         "basicsr>=1.4.2",
+        "fvcore",
         "lmdb",
         "matplotlib",
         "numpy",
@@ -48,7 +52,7 @@ setup(
     extras_require={
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
         "flash": ["flash-attn"],
-        "bench": ["fvcore"],
+        "bench": ["einops", "spandrel", "spandrel-extra-arches"],
     },
     entry_points={
         "console_scripts": ["basicsr=basicsr_cli.main:main"],

@@ -157,7 +157,11 @@ def _add_check_mode(modes: Any) -> None:
         help="size of the networks' LR image (default: 72x40)",
     )
     _add_dtypes(parser)
-    parser.add_argument("--compile", action="store_true", help="check compiled networks as well")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="check each network compiled, in place of each of its backends",
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
     parser.add_argument("--out", type=Path, default=Path("bench_check"), metavar="PREFIX")
 

@@ -4,7 +4,8 @@
 #   benchmarks/on_gpu.sh [--cpu-smoke] [FOLDER]
 #
 # Writes a log, tables, CSV, JSON and charts to FOLDER (default: benchmarks/results/gpu). Ends within
-# 10 minutes: each step has a limit, and a step that meets it is reported and leaves what it had.
+# 10 minutes: each step has a limit, 590 s in all; a step that meets its limit is reported and
+# leaves the tables that it had finished.
 # The status is 0 if all went well, 1 if a step failed (a check among them).
 # --cpu-smoke runs the same steps on the CPU with tiny images, to show that they work.
 set -u
@@ -38,33 +39,39 @@ step() {
 if $smoke; then
   quick="--device cpu --repeats 1 --no-process-memory --threads 1"
   step 200 check check --device cpu --models ESC_light --window-sizes 4 --size 12x8 --dtype float32
-  step 100 x4_float32 $quick --scale 4 --size 16x8 --models ESC_light SwinIR_light
+  step 100 x4_float32 $quick --no-flops --scale 4 --size 16x8 --models ESC_light SwinIR_light
   step 100 attention attention $quick --window-sizes 8 --size 16x16 --dtype float32 \
     --backends Naive Chunked SDPA plain-torch plain-flash-attn
-  step 100 train train $quick --batch 1 --patch 8 --models ESC_light:Naive ESC_light:bfloat16
+  step 100 train train $quick --batch 1 --patch 8 --models ESC_light:Naive ESC_light
   exit $failed
 fi
 
+# Memory is that of CUDA's allocator: a process each would take all of the time. FLOPs do not depend
+# on the machine.
 gpu="--device cuda --no-process-memory"
-fused=$(python -c "import flash_attn" 2>/dev/null && echo ESC:FlashBias:float16)
+networks="$gpu --no-flops"
 
-step 120 check check --device cuda --dtype float32 float16 bfloat16 --compile
-step 80 x4_float32 $gpu --scale 4 --models \
-  ESC ESC:Naive ESC:Chunked ESC:SDPA ESC_light ESC_light:Naive ESC_FP ESC_FP:Naive \
+step 130 check check --device cuda --window-sizes 32 48 --dtype float32 float16 bfloat16
+step 70 x4_float32 $networks --scale 4 --models \
+  ESC ESC:Naive ESC:Chunked ESC:SDPA ESC_FlashBias ESC_light ESC_light:Naive ESC_FP ESC_FP:Naive \
   SwinIR_light OmniSR ATD_light PLKSR SRFormer_light RCAN
-step 80 x4_fast $gpu --scale 4 --baseline ESC --models \
-  ESC ESC:compile ESC:float16 ESC:bfloat16 ESC:float16:compile ESC:bfloat16:compile $fused \
-  ESC_light:bfloat16:compile ESC_FP:bfloat16:compile SwinIR_light:bfloat16
-step 90 x2_x3_float32 $gpu --scale 2 3 --repeats 10 --models \
+step 45 x2_x3_float32 $networks --scale 2 3 --repeats 10 --models \
   ESC ESC_light ESC_FP SwinIR_light OmniSR ATD_light PLKSR
-step 60 attention attention $gpu --size 320x180 --repeats 10 --grad no \
-  --dtype float32 bfloat16 float16
-step 60 attention_grad attention $gpu --size 320x180 --repeats 10 --grad yes \
-  --window-sizes 16 32 48 --dtype float32 bfloat16
-step 70 train train $gpu --batch 16 --repeats 10 --scale 2 --models \
-  ESC:Naive ESC ESC:bfloat16 ESC:Naive:bfloat16 ESC:bfloat16:compile
-step 30 growth $gpu --scale 4 --repeats 10 --no-flops --models ESC ESC:bfloat16 \
+step 75 attention attention $gpu --size 320x180 --repeats 10 --grad no \
+  --window-sizes 8 16 32 64 96 --dtype float32 bfloat16 \
+  --backends Naive Chunked SDPA Flex FlashBias plain-torch plain-flash-attn
+step 35 attention_grad attention $gpu --size 320x180 --repeats 10 --grad yes \
+  --window-sizes 32 --dtype float32 bfloat16 \
+  --backends Naive Chunked SDPA Flex FlashBias plain-torch plain-flash-attn
+step 40 train train $gpu --batch 16 --repeats 10 --scale 2 --models \
+  ESC:Naive ESC:Naive:bfloat16 ESC ESC:bfloat16 ESC:Chunked:bfloat16
+step 25 growth $networks --scale 4 --repeats 5 --models ESC ESC:bfloat16 \
   --size 384x256 768x512 1536x1024 3072x2560
+step 110 x4_half $networks --scale 4 --baseline ESC --models \
+  ESC ESC:float16 ESC:bfloat16 ESC:bfloat16:compile ESC_FlashBias:float16 ESC_light:bfloat16 \
+  ESC_FP:bfloat16 SwinIR_light:bfloat16
+step 60 check_compiled check --device cuda --compile --window-sizes --models ESC_light \
+  --dtype float32 bfloat16
 
 if [ $failed -ne 0 ]; then
   echo "== something failed: see $out/log.txt"

@@ -117,7 +117,7 @@ def check_networks(
         size: Width and height of the LR image.
         dtypes: Keys of `DTYPES`. As in use, types other than float32 are cast for results and
             autocast for gradients.
-        compiled: Whether to check each network compiled as well.
+        compiled: Whether to check each network compiled, in place of each of its backends.
 
     Yields:
         A check of the result and one of all gradients together, a network, backend and precision.
@@ -140,7 +140,8 @@ def check_networks(
         expected_grads = torch.autograd.grad(expected, list(network.parameters()), grad.double())
         reference = (expected.detach(), expected_grads)
         specs = [Spec(name, attn_type) for attn_type in (*BACKENDS, "Auto")]
-        specs += [Spec(name, "Auto", compile=True)] if compiled else []
+        if compiled:
+            specs = [Spec(name, "Auto", compile=True)]
         for spec in specs:
             for precision in precisions:
                 yield from _check(

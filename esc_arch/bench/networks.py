@@ -53,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ESC": _ESC,
     "ESC_light": {**_ESC, "n_blocks": 3},
     "ESC_FP": {**_ESC, "type": "ESCFP", "dim": 48, "num_heads": 3},
+    "ESC_FlashBias": {**_ESC, "attn_type": "FlashBias", "flashbias_rank": 48},
     "ESC_XL": {
         **_ESC,
         "dim": 192,

@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 from esc_arch.errors import UserError
 
+# Each worker has one core; threads of its own would only get into the others' way.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -84,6 +87,9 @@ def _parallel(function, jobs, workers):
     context.set_forkserver_preload([__name__])
     jobs = iter(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    # Read by the fork server or the new processes; in this one the libraries are already loaded.
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
     try:
         under_way: dict[Future, object] = {}
         while True:
@@ -105,6 +111,11 @@ def _parallel(function, jobs, workers):
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start_worker() -> None:

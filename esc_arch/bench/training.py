@@ -57,6 +57,7 @@ class TrainingJob:
                 "use_amp": False if self.spec.dtype == "float32" else self.spec.dtype,
                 "compile": self.spec.compile,
                 "network_g": network,
+                "logger": {},
                 "path": {"pretrain_network_g": self.spec.weights, "strict_load_g": True},
                 "train": {
                     "ema_decay": 0.999,

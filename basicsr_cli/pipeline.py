@@ -49,7 +49,8 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         is_train: Whether to train or to test.
 
     Returns:
-        The exit status: 0, or 2 when the option file has errors (one line each on stderr).
+        The exit status: 0; 2 when the option file has errors (one line each on stderr); 128 plus
+        the number of the signal that stopped the training.
 
     Raises:
         PluginError: If a plugin cannot be imported.
@@ -68,17 +69,14 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
         return 2
 
     sys.argv = basicsr_argv(args, force_yml, "train" if is_train else "test")
-    if is_train:
-        from basicsr.train import train_pipeline as run_pipeline
-    else:
-        from basicsr.test import test_pipeline as run_pipeline
-    run_pipeline(os.getcwd())
-
     import torch.distributed
 
+    from esc_arch import training
+
+    status = (training.train if is_train else training.test)(os.getcwd())
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return 0
+    return status
 
 
 def import_plugins() -> None:

@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,44 @@ def select_params(
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else "no mapping"
         raise UserError(f"{path}: has no tensors under '{param_key}' (it has: {keys or 'nothing'})")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def newest_whole_state(
+    states: Path, models: Path, networks: Iterable[str]
+) -> tuple[Path | None, list[str]]:
+    """Find the training state to resume from.
+
+    Args:
+        states: Folder of the training states, `ITERATION.state`.
+        models: Folder of the weights, `NETWORK_ITERATION.pth`.
+        networks: Labels of the networks whose weights belong to a state, such as `net_g`.
+
+    Returns:
+        The state of the highest iteration that is whole and whose weights are, or None; and for
+        each newer one a line that says why it is not taken.
+    """
+    networks = list(networks)
+    skipped = []
+    found = [path for path in states.glob("*.state") if path.stem.isdigit()]
+    for state in sorted(found, key=lambda path: int(path.stem), reverse=True):
+        try:
+            for path in (state, *(models / f"{name}_{state.stem}.pth" for name in networks)):
+                load_state(path)
+        except UserError as error:
+            skipped.append(f"not resumed from iteration {state.stem}: {error}")
+        else:
+            return state, skipped
+    return None, skipped
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what a killed run was writing when it was killed.
+
+    Args:
+        folder: Where it wrote; need not exist.
+    """
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def _explain_refusal(path: Path, message: str) -> str:

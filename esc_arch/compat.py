@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -34,6 +35,7 @@ def apply() -> None:
     scipy_ndimage_filters()
     import basicsr  # noqa: F401
 
+    options_loaded_safely()
     options_without_enough_gpus()
     launchers_without_gpu()
     distributed_wrapper_without_gpu()
@@ -88,6 +90,33 @@ def scipy_ndimage_filters() -> None:
 
         sys.modules[name] = scipy.ndimage
         scipy.ndimage.filters = scipy.ndimage
+
+
+def options_loaded_safely() -> None:
+    """BasicSR reads option files with a YAML loader that builds any Python object they name."""
+    import yaml
+    from basicsr.utils import options
+
+    def wrap(ordered_yaml: Callable) -> Callable:
+        def wrapper() -> tuple[type, type]:
+            loader, dumper = ordered_yaml()
+            if issubclass(loader, yaml.constructor.SafeConstructor) and not issubclass(
+                loader, yaml.constructor.FullConstructor
+            ):
+                return loader, dumper
+
+            class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+                pass
+
+            def ordered(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
+                return OrderedDict(loader.construct_pairs(node))
+
+            Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, ordered)
+            return Loader, dumper
+
+        return wrapper
+
+    _patch(options, "ordered_yaml", wrap)
 
 
 def options_without_enough_gpus() -> None:
@@ -259,7 +288,7 @@ def resume_state_loading(module: ModuleType) -> None:
             from esc_arch.checkpoint_io import load_state
 
             if opt["auto_resume"]:
-                opt["path"]["resume_state"] = _latest_state(Path(opt["path"]["training_states"]))
+                opt["path"]["resume_state"] = _latest_state(opt)
             path = opt["path"].get("resume_state")
             if not path:
                 return None
@@ -273,10 +302,24 @@ def resume_state_loading(module: ModuleType) -> None:
         _patch(module, "load_resume_state", wrap)
 
 
-def _latest_state(folder: Path) -> str | None:
-    """The state of the highest iteration in the folder."""
-    states = [path for path in folder.glob("*.state") if path.stem.isdigit()]
-    return str(max(states, key=lambda path: int(path.stem))) if states else None
+def _latest_state(opt: dict) -> str | None:
+    """The state of the highest iteration that is whole, and its weights too."""
+    from esc_arch.checkpoint_io import newest_whole_state
+
+    ignored = opt["path"].get("ignore_resume_networks") or []
+    networks = [
+        key.replace("network_", "net_")
+        for key in opt
+        if key.startswith("network_") and key not in ignored
+    ]
+    folders = (Path(opt["path"][name]) for name in ("training_states", "models"))
+    state, skipped = newest_whole_state(*folders, networks)
+    if opt["rank"] == 0:
+        for line in skipped:
+            _log.warning("%s", line)
+        if skipped and state is None:
+            _log.warning("no state to resume from is whole: the run begins anew")
+    return str(state) if state else None
 
 
 def datasets_in_spawned_workers() -> None:

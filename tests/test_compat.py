@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
 
 from esc_arch import compat
@@ -314,20 +315,28 @@ def test_auto_resume_takes_the_highest_iteration_below_the_root(
 
     folder = tmp_path / "root" / "experiments" / "run" / "training_states"
     folder.mkdir(parents=True)
+    models = tmp_path / "root" / "experiments" / "run" / "models"
+    models.mkdir()
     (folder / "latest.state").write_text("not a state of an iteration")
     for state in states:
         torch.save({"iter": int(state), "epoch": 0}, folder / f"{state}.state")
+        torch.save({"params": {}}, models / f"net_g_{state}.pth")
     opt = {
+        "rank": 0,
         "name": "run",
         "auto_resume": True,
         "network_g": {},
-        "path": {"training_states": str(folder), "models": "models", "resume_state": None},
+        "path": {
+            "training_states": str(folder),
+            "models": str(models),
+            "resume_state": None,
+        },
     }
     monkeypatch.chdir(tmp_path)
     state = load_resume_state(opt)
     assert (state and state["iter"]) == (10 if states else None)
     assert opt["path"].get("pretrain_network_g") == (
-        os.path.join("models", "net_g_10.pth") if states else None
+        str(models / "net_g_10.pth") if states else None
     )
 
 
@@ -450,3 +459,15 @@ print("unchanged")
     result = run_python(code, cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": "1"})
     assert result.stdout == "unchanged\n", result.stderr
     assert result.stderr == ""
+
+
+def test_option_files_build_no_python_objects(tmp_path: Path) -> None:
+    from basicsr.utils.options import ordered_yaml
+
+    loader, _ = ordered_yaml()
+    witness = tmp_path / "it-ran"
+    with pytest.raises(yaml.YAMLError, match="python/object"):
+        yaml.load(f"a: !!python/object/apply:os.mkdir ['{witness}']", Loader=loader)
+    assert not witness.exists()
+    options = yaml.load("b: 1\na: !!float 5e3\nc: [x, ~]", Loader=loader)
+    assert list(options.items()) == [("b", 1), ("a", 5000.0), ("c", ["x", None])]

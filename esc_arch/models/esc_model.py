@@ -1,6 +1,7 @@
 """The model that trains and evaluates ESC."""
 
 import contextlib
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -11,6 +12,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
 from esc_arch.errors import UserError
+from esc_arch.models.checkpointing import Checkpointing
 from esc_arch.models.optimizers import any_torch_optimizer
 from esc_arch.ops.tiling import super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
@@ -25,7 +27,7 @@ AMP_DTYPES = {
 
 
 @MODEL_REGISTRY.register()
-class ESCModel(SRModel):
+class ESCModel(Checkpointing, SRModel):
     """BasicSR's SRModel with the evaluation of ESC and what training it needs today.
 
     Everything that SRModel does stays: losses, EMA, schedulers, validation on any number of
@@ -36,10 +38,14 @@ class ESCModel(SRModel):
     - `compile` (top level or under `train`): true compiles the network for training.
     - `train: grad_clip`: largest L2 norm of all gradients together; larger ones are scaled down.
       `train: use_grad_clip: true`, as Restormer and NAFNet spell it, means 0.01.
+    - `train: max_bad_steps`: a step whose loss or gradient is not finite is left out; after this
+      many in a row (default 20) the run ends and says so.
     - `train: optim_g: type`: any optimizer of torch.optim.
     - `val: tile: {tile_size, tile_pad}` (or `tile` at the top level): validate tile by tile, in LR
       pixels; for images too large for the memory. The result then differs a little.
     - `val: pbar`: the progress bar, which is on by default here.
+
+    Checkpoints are those of `Checkpointing`, with its option `logger: keep_checkpoints`.
 
     For evaluation the whole LR image is reflect-padded at the bottom and right to a multiple of the
     network's `window_size` and the output is cropped, as in the paper's published results.
@@ -81,6 +87,16 @@ class ESCModel(SRModel):
                 f"train: grad_clip: {self.grad_clip!r}: must be a number above 0, or absent"
             )
 
+        self.max_bad_steps = train_opt.get("max_bad_steps", 20)
+        self._bad_steps = 0
+        keep = opt["logger"].get("keep_checkpoints")
+        for name, value in (
+            ("train: max_bad_steps", self.max_bad_steps),
+            ("logger: keep_checkpoints", 1 if keep is None else keep),
+        ):
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name}: {value!r}: must be a whole number of at least 1")
+
         super().init_training_settings()
 
         self.train_network = self.net_g
@@ -112,16 +128,22 @@ class ESCModel(SRModel):
         self.output = output.float()
 
         losses = self.compute_losses()
-        self.scaler.scale(sum(losses.values())).backward()
-        if self.grad_clip is not None:
-            self.scaler.unscale_(self.optimizer_g)
-            torch.nn.utils.clip_grad_norm_(self.net_g.parameters(), self.grad_clip)
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
-
+        total = sum(losses.values())
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer_g)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.net_g.parameters(), math.inf if self.grad_clip is None else self.grad_clip
+        )
         self.log_dict = self.reduce_loss_dict(losses)
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
+
+        if self._is_finite_everywhere(total.detach() + norm):
+            self._bad_steps = 0
+            self.scaler.step(self.optimizer_g)
+            if self.ema_decay > 0:
+                self.model_ema(decay=self.ema_decay)
+        else:
+            self._count_bad_step(current_iter)
+        self.scaler.update()
 
     def _forward_for_training(self) -> Tensor:
         try:
@@ -137,6 +159,36 @@ class ESCModel(SRModel):
                 f"compile: true: the network cannot be compiled here: {reason}; a working C++ "
                 "compiler is needed (and on a GPU Triton), or compile: false"
             ) from error
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """Take a batch: `lq` and perhaps `gt` of shape (B, C, H, W), and their paths."""
+        super().feed_data(data)
+        self._batch_paths = data.get("gt_path", data.get("lq_path", []))
+
+    def _is_finite_everywhere(self, value: Tensor) -> bool:
+        """Whether a scalar is finite in all processes, which must all take the same step."""
+        bad = (~value.isfinite()).float()
+        if self.opt["dist"]:
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        return not bad
+
+    def _count_bad_step(self, current_iter: int) -> None:
+        self._bad_steps += 1
+        get_root_logger().warning(
+            f"Iteration {current_iter}: the loss or a gradient is not finite; this step is left "
+            f"out ({self._bad_steps} in a row)."
+        )
+        if self._bad_steps < self.max_bad_steps:
+            return
+        names = [str(path) for path in self._batch_paths]
+        images = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if names[16:] else "")
+        raise UserError(
+            f"train: max_bad_steps: {self.max_bad_steps}: at iteration {current_iter} the loss or "
+            f"a gradient was not finite for that many steps in a row; learning rate "
+            f"{self.get_current_learning_rate()[0]:.3g}, images {images or 'unknown'}; try a lower "
+            "optim_g: lr, grad_clip: 1, a longer warmup_iter, or use_amp: false, and resume from "
+            "the newest checkpoint"
+        )
 
     def compute_losses(self) -> OrderedDict[str, Tensor]:
         """Compare `self.output` with `self.gt` by every loss in the options.

@@ -414,6 +414,7 @@ class _Check:
             dataset = self.registered_type(DATASET_REGISTRY, (*path, "type"), "data set")
             if inspect.isclass(dataset):
                 known = child_keys(pipeline_reads(), path) | child_keys(all_reads(dataset), ())
+                known |= {"on_bad_sample"}  # Of the GuardedDataset around each.
                 self.misspelt(path, known, read_by_other_datasets)
             self.dataset_values(path, value)
             self.data_files(path, value, dataset)

@@ -150,6 +150,7 @@ RULES: list[tuple[str, Rule]] = [
     (_DATASET + "num_prefetch_queue", _whole(1)),
     (_DATASET + "pin_memory", must_be_bool),
     (_DATASET + "persistent_workers", must_be_bool),
+    (_DATASET + "on_bad_sample", _one_of("stop", "skip")),
     (_DATASET + "mean", _or_null(_list_of(_number()))),
     (_DATASET + "std", _or_null(_list_of(_number()))),
     (_DATASET + "kernel_prob*", _list_of(_number(0))),
@@ -194,6 +195,10 @@ RULES: list[tuple[str, Rule]] = [
     ("train:scheduler:eta_min", _number(0)),
     ("train:*_opt", _or_null(_section)),
     ("train:grad_clip", _or_null(_number(0, above=True))),
+    ("train:use_grad_clip", must_be_bool),
+    ("train:max_bad_steps", _whole(1)),
+    ("use_amp", _one_of(False, True, None, "bfloat16", "float16")),
+    ("train:use_amp", _one_of(False, True, None, "bfloat16", "float16")),
     ("val:val_freq", _whole(1)),
     ("val:save_img", must_be_bool),
     ("val:pbar", must_be_bool),
@@ -203,11 +208,18 @@ RULES: list[tuple[str, Rule]] = [
     ("val:metrics:*:crop_border", _whole(0)),
     ("val:metrics:*:test_y_channel", must_be_bool),
     ("val:metrics:*:better", _one_of("higher", "lower")),
-    ("val:tile", _or_null(_section)),
-    ("val:tile:tile_size", _whole(1)),
-    ("val:tile:tile_pad", _whole(0)),
+    *(
+        (prefix + key, rule)
+        for prefix in ("", "val:")
+        for key, rule in (
+            ("tile", _or_null(_section)),
+            ("tile:tile_size", _whole(1)),
+            ("tile:tile_pad", _whole(0)),
+        )
+    ),
     ("logger:print_freq", _whole(1)),
     ("logger:save_checkpoint_freq", _whole(1)),
+    ("logger:keep_checkpoints", _or_null(_whole(1))),
     ("logger:use_tb_logger", must_be_bool),
     ("logger:wandb", _or_null(_section)),
     ("logger:wandb:project", _or_null(_text)),

@@ -1,0 +1,254 @@
+"""Checkpoints that survive kills and full disks, and from which a run goes on exactly."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from torch import nn
+
+from esc_arch.checkpoint_io import load_state, save_state, select_params, write_atomically
+from esc_arch.errors import UserError
+from esc_arch.random_states import (
+    random_states_kept,
+    random_states_of_all_processes,
+    set_random_states,
+)
+
+VALIDATION_FILE = "validation.json"
+
+
+class Checkpointing:
+    """Mixin, in front of any of BasicSR's models.
+
+    - Weights and training states are written beside their place and renamed into it. Where they
+      cannot be written (a full disk), the run says so and goes on; older files stay.
+    - Weights with values that are not finite are never written.
+    - Training states also hold the random states of all processes, the gradient scaler and the
+      place in the data, and are restored with them. What validation measured is kept in
+      `validation.json` of the experiment, so that the best results outlive a resumption.
+    - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
+      first metric of the first validation set.
+    - Files are loaded without running code from them, .safetensors too.
+
+    Attributes:
+        place_in_data: Epoch, and samples of it that all processes together have trained on; the
+            command sets it. None where it is not known.
+    """
+
+    place_in_data: tuple[int, int] | None = None
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        """Load weights; `path: pretrain_network_*`, `strict_load_*` and `param_key_*` name them.
+
+        Args:
+            net: The network, perhaps wrapped for several devices.
+            load_path: The checkpoint.
+            strict: Whether names must be the same on both sides.
+            param_key: Which weights of the file.
+
+        Raises:
+            UserError: The file cannot be loaded, or does not fit the network.
+        """
+        net = self.get_bare_model(net)
+        weights = select_params(load_state(load_path), load_path, param_key)
+        get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
+        self._print_different_keys_loading(net, weights, strict)
+        try:
+            net.load_state_dict(weights, strict=strict)
+        except RuntimeError as error:
+            reasons = [line.strip() for line in str(error).splitlines()[1:]]
+            shown = " ".join(reasons[:2]) + (" ..." if len(reasons) > 2 else "")
+            raise UserError(
+                f"{load_path}: does not fit {type(net).__name__} with these options: {shown}"
+            ) from None
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Write weights and training state, as far as they are sound and there is room.
+
+        Args:
+            epoch: Current epoch.
+            current_iter: Current iteration; -1 at the end, for the weights only.
+        """
+        logger = get_root_logger()
+        broken = self._non_finite_network()
+        if broken is not None:
+            logger.error(f"{broken} has values that are not finite: not saved.")
+            return
+        self._random_states = random_states_of_all_processes()
+        try:
+            super().save(epoch, current_iter)
+        except OSError as error:
+            logger.error(
+                f"Iteration {current_iter} not saved: {error.strerror or error}. Older checkpoints "
+                "are untouched; training goes on to the next save."
+            )
+            return
+        self._prune()
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | list[nn.Module],
+        net_label: str,
+        current_iter: int,
+        param_key: str | list[str] = "params",
+    ) -> None:
+        """Write the weights of one network, or of it and its EMA, into one file.
+
+        Args:
+            net: Network or networks.
+            net_label: Begins the file's name.
+            current_iter: Ends it; -1 becomes `latest`.
+            param_key: Key or keys, as many as networks.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        state = {
+            key: {
+                name.removeprefix("module."): value.cpu()
+                for name, value in self.get_bare_model(each).state_dict().items()
+            }
+            for key, each in zip(keys, nets, strict=True)
+        }
+        iteration = "latest" if current_iter == -1 else current_iter
+        save_state(state, Path(self.opt["path"]["models"], f"{net_label}_{iteration}.pth"))
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Write all that a resumed run needs beside the weights.
+
+        Args:
+            epoch: Current epoch.
+            current_iter: Current iteration; nothing is written for -1.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if current_iter == -1:
+            return
+        scaler = getattr(self, "scaler", None)
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "random": self._random_states,
+            "place_in_data": self.place_in_data,
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+        save_state(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
+
+    def resume_training(self, resume_state: Mapping[str, Any]) -> None:
+        """Go back to a training state; one that BasicSR wrote has less in it and will do too.
+
+        Args:
+            resume_state: What was loaded from the .state file.
+        """
+        super().resume_training(resume_state)
+        if resume_state.get("scaler"):
+            self.scaler.load_state_dict(resume_state["scaler"])
+        if resume_state.get("place_in_data") is not None:
+            self.place_in_data = tuple(resume_state["place_in_data"])
+        self._resume_best_results(resume_state["iter"])
+        if not set_random_states(resume_state.get("random", [])):
+            get_root_logger().warning(
+                "The training state is of another number of processes or of another tool: random "
+                "numbers begin anew."
+            )
+
+    def nondist_validation(
+        self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool
+    ) -> None:
+        """Validate as BasicSR does, without a trace in the random states, and keep the results."""
+        with random_states_kept():
+            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        if self.opt["is_train"] and self.opt["val"].get("metrics"):
+            results = self._measured()
+            values = results.setdefault(dataloader.dataset.opt["name"], {})
+            for metric, value in self.metric_results.items():
+                values.setdefault(metric, {})[str(current_iter)] = float(value)
+            self._keep_measured(results)
+
+    @property
+    def _validation_file(self) -> Path:
+        return Path(self.opt["path"]["experiments_root"], VALIDATION_FILE)
+
+    def _measured(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Value by data set, metric and iteration."""
+        try:
+            return json.loads(self._validation_file.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    @master_only
+    def _keep_measured(self, results: Mapping[str, Any]) -> None:
+        try:
+            write_atomically(self._validation_file, json.dumps(results, indent=1).encode())
+        except OSError as error:
+            get_root_logger().error(f"{VALIDATION_FILE} not written: {error.strerror or error}.")
+
+    def _resume_best_results(self, current_iter: int) -> None:
+        wanted = (self.opt.get("val") or {}).get("metrics") or {}
+        results = self._measured()
+        for dataset, metrics in results.items():
+            self._initialize_best_metric_results(dataset)
+            for metric, values in metrics.items():
+                for iteration in sorted(map(int, values)):
+                    if iteration > current_iter:
+                        # Of the part of the run that is now done again.
+                        del values[str(iteration)]
+                    elif metric in wanted:
+                        self._update_best_metric_result(
+                            dataset, metric, values[str(iteration)], iteration
+                        )
+        if results:
+            self._keep_measured(results)
+
+    def _non_finite_network(self) -> str | None:
+        """Name of a network that holds a value that is not finite."""
+        for name, net in vars(self).items():
+            if name.startswith("net_") and isinstance(net, nn.Module):
+                if not all(bool(value.isfinite().all()) for value in net.state_dict().values()):
+                    return name
+        return None
+
+    @master_only
+    def _prune(self) -> None:
+        keep = self.opt["logger"].get("keep_checkpoints")
+        if keep is None:
+            return
+        models, states = Path(self.opt["path"]["models"]), Path(self.opt["path"]["training_states"])
+        # States first: a state without its weights is no use, weights without their state are.
+        saved: dict[int, list[Path]] = {}
+        for path in [*states.glob("*.state"), *models.glob("net_*.pth")]:
+            iteration = path.stem.rpartition("_")[2]
+            if iteration.isdigit():
+                saved.setdefault(int(iteration), []).append(path)
+        spared = {*sorted(saved)[-keep:], self._best_iteration(saved)}
+        for iteration in saved.keys() - spared:
+            for path in saved[iteration]:
+                path.unlink(missing_ok=True)
+
+    def _best_iteration(self, saved: Mapping[int, Any]) -> int | None:
+        """The best of the saved iterations, among those that validation measured."""
+        measured = self._measured()
+        if not measured:
+            return None
+        metric, options = next(iter(self.opt["val"]["metrics"].items()))
+        values = next(iter(measured.values())).get(metric, {})
+        values = {
+            int(iteration): value
+            for iteration, value in values.items()
+            if int(iteration) in saved and not math.isnan(value)
+        }
+        best = max if options.get("better", "higher") == "higher" else min
+        return best(values, key=values.__getitem__, default=None)

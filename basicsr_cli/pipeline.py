@@ -122,8 +122,9 @@ def spell_number(entry: str) -> str:
 
 def basicsr_argv(args: argparse.Namespace, force_yml: list[str], subcommand: str) -> list[str]:
     """The command line as BasicSR's own parser expects it in `sys.argv`."""
-    argv = [f"basicsr {subcommand}", "-opt", args.opt, "--launcher", args.launcher]
-    argv += ["--local_rank", str(args.local_rank)]
+    argv = [f"basicsr {subcommand}", "-opt", args.opt]
+    argv += ["--launcher", args.launcher] if args.launcher != "none" else []
+    argv += ["--local_rank", str(args.local_rank)] if args.local_rank else []
     argv += ["--auto_resume"] if args.auto_resume else []
     argv += ["--debug"] if args.debug else []
     argv += ["--force_yml", *force_yml] if force_yml else []

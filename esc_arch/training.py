@@ -83,8 +83,9 @@ class TrainingRun:
                 return 0
             except StopRequested:
                 pass
-            except RuntimeError:
-                # The signal may have reached the loading processes too, whose end is an error here.
+            except Exception:
+                # The signal may have reached the loading processes too; waiting for their batches
+                # then fails, in one of many ways.
                 if self.stopped_by is None or self._within_step:
                     raise
             return self._stop()

@@ -106,7 +106,8 @@ class TrainingRun:
         self.stopped_by = signal.Signals(number).name
         # From here on the end of a loading process is no error to interrupt a step with.
         if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Python complains if its own handler gives way to the default one meanwhile.
+            signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def _make_sampler(self, *args: Any, **kwargs: Any) -> ResumableSampler:
         self._sampler = ResumableSampler(*args, **kwargs)

@@ -7,11 +7,12 @@ All backends compute the same function, softmax(q k^T / sqrt(D) + B) v, and shar
 |-------------|-------------------------------------------------------------|----------------|
 | `Naive`     | the formula as written, all windows' scores at once         | everywhere     |
 | `Chunked`   | our own: scores a few at a time, recomputed in the backward | everywhere     |
-| `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask  | everywhere     |
+| `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask; |                |
+|             | backward as `Chunked`                                       | everywhere     |
 | `Flex`      | compiled FlexAttention, the bias gathered inside the kernel | with a compiler |
 
-`Auto`, the default, is `Flex` on CUDA. On the CPU it is `Chunked`, but `SDPA` in bfloat16 or
-float16 without gradients. Where `Flex` fails on CUDA it says so once and takes `Chunked`.
+`Auto`, the default, is `Flex` on CUDA and `SDPA` elsewhere. Where `Flex` fails on CUDA it says so
+once and takes `SDPA`.
 
 `FlashBias` has learned factors in place of the table and so a function of its own,
 `flashbias_attention`.
@@ -42,7 +43,7 @@ def relative_position_bias(bias_table: Tensor, window_size: int) -> Tensor:
     """Spread a table of biases by relative position to every pair of pixels of a window.
 
     B[h, q, k] = bias_table[h, (kh - qh + w - 1) * (2w - 1) + (kw - qw + w - 1)], a two-level
-    Toeplitz matrix: sliding windows over the table, queries counted backwards, are its rows.
+    Toeplitz matrix: each query's row is a window of the table, which slides with the query.
 
     Args:
         bias_table: (heads, (2w - 1)^2).
@@ -53,7 +54,9 @@ def relative_position_bias(bias_table: Tensor, window_size: int) -> Tensor:
     """
     heads, w = bias_table.shape[0], window_size
     grid = bias_table.view(heads, 2 * w - 1, 2 * w - 1)
-    return grid.unfold(1, w, 1).unfold(2, w, 1).flip(1, 2).reshape(heads, w * w, w * w)
+    windows = [slice(w - 1 - query, 2 * w - 1 - query) for query in range(w)]
+    columns = torch.stack([grid[:, :, window] for window in windows], dim=1)
+    return torch.stack([columns[:, :, window] for window in windows], dim=1).view(heads, w * w, -1)
 
 
 def relative_position_bias_backward(grad: Tensor, window_size: int) -> Tensor:
@@ -141,7 +144,7 @@ def window_attention(
         bias_table: (heads, (2w - 1)^2).
         window_size: Side w of a window in pixels.
         attn_type: `Auto` or a key of `BACKENDS`. `Auto` takes the fastest exact backend for the
-            device, the dtype and the grad mode (table above).
+            device, by the rule above.
 
     Returns:
         (windows, heads, w * w, D). Gradients reach q, k, v and the table with every backend.
@@ -149,14 +152,14 @@ def window_attention(
     Raises:
         UserError: The backend asked for by name cannot run here.
     """
-    name = _automatic(q) if attn_type == "Auto" else attn_type
+    name = _fastest(q.device) if attn_type == "Auto" else attn_type
     try:
         return BACKENDS[name](q, k, v, bias_table, window_size)
     except BackendUnavailableError as error:
         if attn_type != "Auto":
             raise UserError(f"attn_type {name!r} cannot run here: {error}; use 'Auto'") from error
-        _say_once(f"attn_type 'Auto': {name} cannot run here ({error}); Chunked runs instead")
-        return chunked(q, k, v, bias_table, window_size)
+        _say_once(f"attn_type 'Auto': {name} cannot run here ({error}); SDPA runs instead")
+        return sdpa(q, k, v, bias_table, window_size)
 
 
 def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k: Tensor) -> Tensor:
@@ -191,16 +194,12 @@ def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k:
     return out[..., :head_dim]
 
 
+def _fastest(device: torch.device) -> str:
+    return "Flex" if device.type == "cuda" else "SDPA"
+
+
 class BackendUnavailableError(RuntimeError):
     """A backend lacks something that this machine or this build of torch does not have."""
-
-
-def _automatic(q: Tensor) -> str:
-    if q.is_cuda:
-        return "Flex"
-    if q.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
-        return "SDPA"
-    return "Chunked"
 
 
 @functools.cache
@@ -351,6 +350,17 @@ def _flex_forward(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_si
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
+    import torch._dynamo.config as dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    # Past the limit, 8 by default, torch.compile goes on uncompiled, with all scores in memory.
+    # One process may well need more variants: by window, dtype, grad mode and fixed or free sizes.
+    # Past this one it fails, since the graph must be whole.
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
+    compiled = torch.compile(flex_attention, fullgraph=True)
+
+    def call(*args: Tensor, **kwargs: Kernel) -> Tensor:
+        with dynamo.patch({limit: 256}):
+            return compiled(*args, **kwargs)
+
+    return call

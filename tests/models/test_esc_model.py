@@ -221,12 +221,13 @@ def test_compiled_training_gives_the_losses_of_the_plain_one_and_the_same_names(
 
 def test_compiling_without_a_compiler_says_so_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "absent"),))
     torch.compiler.reset()
     try:
         model = build(options(network_g=dict(CONVOLUTIONS_ONLY), compile=True))
-        with pytest.raises(UserError, match="compile: true") as error:
-            train(model, 1)
+        # Not by monkeypatch: it leaves the setting deleted.
+        with torch._inductor.config.patch({"cpp.cxx": (str(tmp_path / "absent"),)}):
+            with pytest.raises(UserError, match="compile: true") as error:
+                train(model, 1)
         assert "\n" not in str(error.value)
     finally:
         torch.compiler.reset()

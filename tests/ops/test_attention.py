@@ -158,11 +158,11 @@ def test_a_backend_without_its_compiler_is_an_error_by_name_only(reference, monk
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: broken)
-    monkeypatch.setattr(attention, "_automatic", lambda q: "Flex")
+    monkeypatch.setattr(attention, "_fastest", lambda device: "Flex")
     inputs = [t.float() for t in reference[0]]
     with pytest.raises(UserError, match="attn_type 'Flex' cannot run here: no compiler"):
         window_attention(*inputs, WINDOW, "Flex")
-    with pytest.warns(UserWarning, match="Chunked runs instead"):
+    with pytest.warns(UserWarning, match="SDPA runs instead"):
         out = window_attention(*inputs, WINDOW, "Auto")
     assert relative_error(out, reference[2]) < 1e-5
 

@@ -8,12 +8,15 @@ import lmdb
 import numpy as np
 
 
-def make_data(options: dict[str, Any], folder: Path) -> list[str]:
-    """Make two pictures a data set, and a file for each checkpoint.
+def make_data(
+    options: dict[str, Any], folder: Path, pictures: tuple[str, ...] = ("first", "second")
+) -> list[str]:
+    """Make a few pictures a data set, and a file for each checkpoint.
 
     Args:
         options: A parsed option file.
         folder: Where to make them.
+        pictures: Names of the pictures.
 
     Returns:
         Entries for --force_yml that point the options there.
@@ -26,16 +29,16 @@ def make_data(options: dict[str, Any], folder: Path) -> list[str]:
             if f"dataroot_{kind}" not in data:
                 continue
             root = folder / f"{key}_{kind}{'.lmdb' if is_lmdb else ''}"
-            pictures = {
+            images = {
                 (template if kind == "lq" else "{}").format(name): picture(12 * scale)
-                for name in ("first", "second")
+                for name in pictures
             }
-            (write_lmdb if is_lmdb else write_folder)(root, pictures)
+            (write_lmdb if is_lmdb else write_folder)(root, images)
             entries.append(f"datasets:{key}:dataroot_{kind}={root}")
         for name in ("meta_info", "meta_info_file"):
             if data.get(name) and not is_lmdb:
                 listing = folder / f"{key}_{name}.txt"
-                listing.write_text("first.png (12,12,3) 1\nsecond.png (12,12,3) 1\n")
+                listing.write_text("".join(f"{name}.png (12,12,3) 1\n" for name in pictures))
                 entries.append(f"datasets:{key}:{name}={listing}")
     for key, value in options["path"].items():
         if key.startswith("pretrain_network_") and value is not None:
@@ -52,20 +55,20 @@ def picture(side: int) -> np.ndarray:
     return np.stack([np.add.outer(row, row) / 2] * 3, axis=-1).astype(np.uint8)
 
 
-def write_folder(root: Path, pictures: dict[str, np.ndarray]) -> None:
+def write_folder(root: Path, images: dict[str, np.ndarray]) -> None:
     """Write pictures as PNG."""
     root.mkdir()
-    for name, image in pictures.items():
+    for name, image in images.items():
         cv2.imwrite(str(root / f"{name}.png"), image)
 
 
-def write_lmdb(root: Path, pictures: dict[str, np.ndarray]) -> None:
+def write_lmdb(root: Path, images: dict[str, np.ndarray]) -> None:
     """Write pictures into an LMDB as BasicSR wants it."""
     root.mkdir()
     with lmdb.open(str(root), map_size=2**20) as environment, environment.begin(write=True) as txn:
-        for name, image in pictures.items():
+        for name, image in images.items():
             txn.put(name.encode(), cv2.imencode(".png", image)[1].tobytes())
     lines = [
-        f"{name}.png ({image.shape[0]},{image.shape[1]},3) 1\n" for name, image in pictures.items()
+        f"{name}.png ({image.shape[0]},{image.shape[1]},3) 1\n" for name, image in images.items()
     ]
     (root / "meta_info.txt").write_text("".join(lines))

@@ -52,7 +52,7 @@ setup(
     extras_require={
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
         "flash": ["flash-attn"],
-        "bench": ["einops", "spandrel", "spandrel-extra-arches"],
+        "bench": ["spandrel", "spandrel-extra-arches"],
     },
     entry_points={
         "console_scripts": ["basicsr=basicsr_cli.main:main"],

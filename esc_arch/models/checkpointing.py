@@ -11,6 +11,7 @@ from basicsr.utils.dist_util import master_only
 from torch import nn
 
 from esc_arch.checkpoint_io import load_state, save_state, select_params, write_atomically
+from esc_arch.checkpoints import resolve
 from esc_arch.errors import UserError
 from esc_arch.random_states import (
     random_states_kept,
@@ -48,7 +49,7 @@ class Checkpointing:
 
         Args:
             net: The network, perhaps wrapped for several devices.
-            load_path: The checkpoint.
+            load_path: The checkpoint, or the name of a published or shipped one.
             strict: Whether names must be the same on both sides.
             param_key: Which weights of the file.
 
@@ -56,6 +57,7 @@ class Checkpointing:
             UserError: The file cannot be loaded, or does not fit the network.
         """
         net = self.get_bare_model(net)
+        load_path = str(resolve(load_path))
         weights = select_params(load_state(load_path), load_path, param_key)
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
         self._print_different_keys_loading(net, weights, strict)

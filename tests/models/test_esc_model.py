@@ -253,3 +253,19 @@ def test_a_wrong_option_is_named_in_one_line(changes, named):
 def test_the_progress_bar_is_on_unless_it_is_switched_off():
     assert build(options(is_train=False)).opt["val"]["pbar"] is True
     assert build(options(is_train=False, val={"pbar": False})).opt["val"]["pbar"] is False
+
+
+def test_a_published_checkpoint_is_loaded_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = build(options())
+    weights = source.net_g.state_dict()
+    folder = tmp_path / "experiments" / "pretrained_models"
+    folder.mkdir(parents=True)
+    torch.save({"params_ema": weights}, folder / "ESC_light_X2.pth")
+    path = {"pretrain_network_g": "ESC_light_X2", "param_key_g": "params_ema"}
+    torch.manual_seed(1)
+    model = build_model(options(path=path))
+    for name, value in model.net_g.state_dict().items():
+        assert torch.equal(value, weights[name])
+    with pytest.raises(UserError, match="basicsr checkpoints download ESC_light_X3"):
+        build(options(path={"pretrain_network_g": "ESC_light_X3"}))

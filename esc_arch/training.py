@@ -27,7 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from esc_arch.checkpoint_io import remove_temporary_files
 from esc_arch.data.exact_order import GuardedDataset, ResumableSampler
+from esc_arch.errors import UserError
 from esc_arch.models.checkpointing import Checkpointing
+from esc_arch.process_watch import ProcessWatch, is_lost_process, lost_process
 
 # SLURM sends SIGUSR1 ahead of preemption where it is asked to; Windows has none.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -54,6 +56,7 @@ class TrainingRun:
         self._within_step = False
         self._epoch, self._samples_seen = 0, 0
         self._agreed = False
+        self._watch: ProcessWatch | None = None
 
     def train(self, root_path: str) -> int:
         """Train as the command line in `sys.argv` says.
@@ -79,16 +82,27 @@ class TrainingRun:
             ),
         ):
             try:
-                basicsr.train.train_pipeline(root_path)
-                return 0
-            except StopRequested:
-                pass
-            except Exception:
-                # The signal may have reached the loading processes too; waiting for their batches
-                # then fails, in one of many ways.
-                if self.stopped_by is None or self._within_step:
-                    raise
-            return self._stop()
+                status = self._train_or_stop(root_path)
+            except Exception as error:
+                if get_dist_info()[1] > 1 and is_lost_process(error):
+                    raise UserError(lost_process(str(error).split(". ")[0])) from error
+                raise
+            if self._watch is not None:
+                self._watch.leave()
+            return status
+
+    def _train_or_stop(self, root_path: str) -> int:
+        try:
+            basicsr.train.train_pipeline(root_path)
+            return 0
+        except StopRequested:
+            pass
+        except Exception:
+            # The signal may have reached the loading processes too; waiting for their batches
+            # then fails, in one of many ways.
+            if self.stopped_by is None or self._within_step:
+                raise
+        return self._stop()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -150,6 +164,8 @@ class TrainingRun:
 
     def _build_model(self, opt: dict[str, Any]) -> BaseModel:
         opt = copy.deepcopy(opt)
+        if opt["dist"]:
+            self._watch = ProcessWatch()
         for folder in ("models", "training_states"):
             remove_temporary_files(Path(opt["path"][folder]))
         model = durable(MODEL_REGISTRY.get(opt["model_type"]))(opt)

@@ -51,9 +51,10 @@ class TrainingRun:
         self._model: BaseModel | None = None
         self._sampler: ResumableSampler | None = None
         self._loader: DataLoader | None = None
+        self._val_loaders: list[DataLoader] = []
         self._tb_logger: Any = None
         self._first_iter = self._completed_iter = 0
-        self._within_step = False
+        self._within_step = self._validation_owed = False
         self._epoch, self._samples_seen = 0, 0
         self._agreed = False
         self._watch: ProcessWatch | None = None
@@ -150,6 +151,8 @@ class TrainingRun:
             loader.generator = torch.Generator().manual_seed(seed)
             if dataset_opt.get("phase") == "train":
                 self._loader = loader
+            else:
+                self._val_loaders.append(loader)
             return loader
 
         return build
@@ -178,6 +181,7 @@ class TrainingRun:
         def resume(state: dict[str, Any]) -> None:
             resume_training(state)
             self._resume(state)
+            self._validation_owed = True
 
         def update(current_iter: int, *args: Any, **kwargs: Any) -> None:
             self._begin_step()
@@ -212,7 +216,19 @@ class TrainingRun:
 
     def _begin_step(self) -> None:
         self._stop_if_asked(everywhere=True)
+        if self._validation_owed:
+            self._validation_owed = False
+            self._validate_if_missed()
         self._within_step = True
+
+    def _validate_if_missed(self) -> None:
+        """Catch up on a validation that a kill cut short: BasicSR saves first, then validates."""
+        val = self._model.opt.get("val") or {}
+        if not val.get("metrics") or self._first_iter % val["val_freq"] != 0:
+            return
+        for loader in self._val_loaders:
+            if not self._model.was_validated(loader.dataset.opt["name"], self._first_iter):
+                self._model.validation(loader, self._first_iter, self._tb_logger, val["save_img"])
 
     def _end_step(self, current_iter: int) -> None:
         if self._sampler.epoch != self._epoch:

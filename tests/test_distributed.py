@@ -210,7 +210,10 @@ def test_one_process_goes_on_where_two_stopped(
     tmp_path: Path, together: Path, alone: Path, write_train_options: Callable[..., Path]
 ):
     shutil.copytree(together / "rank0" / "experiments", tmp_path / "experiments")
-    (tmp_path / "experiments" / "tiny" / "training_states" / "8.state").unlink()
+    experiment = tmp_path / "experiments" / "tiny"
+    (experiment / "training_states" / "8.state").unlink()
+    # As if killed after iteration 4 was saved and before it was validated.
+    (experiment / "validation.json").unlink()
     options = write_train_options({**OPTIONS, "datasets:train:batch_size_per_gpu": 4})
     log = train_alone(tmp_path, "-opt", options, "--auto_resume")
     assert sorted(losses(log)) == [5, 6, 7, 8]

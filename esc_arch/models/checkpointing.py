@@ -180,6 +180,16 @@ class Checkpointing:
                 values.setdefault(metric, {})[str(current_iter)] = float(value)
             self._keep_measured(results)
 
+    def was_validated(self, dataset: str, current_iter: int) -> bool:
+        """Whether results of an iteration are kept.
+
+        Args:
+            dataset: Name of the validation set.
+            current_iter: The iteration.
+        """
+        values = self._measured().get(dataset, {})
+        return bool(values) and all(str(current_iter) in each for each in values.values())
+
     @property
     def _validation_file(self) -> Path:
         return Path(self.opt["path"]["experiments_root"], VALIDATION_FILE)

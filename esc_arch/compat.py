@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import logging
 import os
+import subprocess
 import sys
 import threading
 import weakref
@@ -376,6 +377,8 @@ def lmdb_opened_twice() -> None:
                     environment = environments.get(key)
                     if environment is None:
                         raise
+                if key not in environments:
+                    _refuse_truncated_lmdb(environment, path)
                 environments[key] = environment
                 return environment
 
@@ -385,6 +388,31 @@ def lmdb_opened_twice() -> None:
         return wrapper
 
     _patch(LmdbBackend, "__init__", wrap)
+
+
+def _refuse_truncated_lmdb(environment: Any, path: str) -> None:
+    """Reading beyond the end of a mapped file kills the process, with no word about the file."""
+    from esc_arch.errors import UserError
+
+    file = f"{path}/data.mdb" if os.path.isdir(path) else path
+    pages = environment.info()["last_pgno"] + 1
+    expected, size = pages * environment.stat()["psize"], os.stat(file).st_size
+    if size >= expected:
+        return
+    # Pages at the end that were never written may be free, so another process has to try.
+    command = [sys.executable, "-c", _READ_WHOLE_LMDB, path]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        raise UserError(f"{path}: truncated: {size} of {expected} bytes; make it again")
+
+
+_READ_WHOLE_LMDB = """
+import os, sys, lmdb
+path = sys.argv[1]
+environment = lmdb.open(path, readonly=True, lock=False, subdir=os.path.isdir(path))
+with environment.begin() as view:
+    for key, value in view.cursor():
+        pass
+"""
 
 
 def jpeg_quality_as_float() -> None:

@@ -192,9 +192,10 @@ def _safetensors(args: argparse.Namespace) -> int:
     from esc_arch import checkpoints
     from esc_arch.errors import UserError
 
+    path = checkpoints.resolve(args.checkpoint)
     output = Path(args.output)
     _check_output(output, (".safetensors",), args.overwrite)
-    checkpoint: Checkpoint = checkpoints.read_checkpoint(checkpoints.resolve(args.checkpoint))
+    checkpoint: Checkpoint = checkpoints.read_checkpoint(path)
     metadata = dict(checkpoint.metadata)
     for entry in args.metadata:
         key, equals, value = entry.partition("=")

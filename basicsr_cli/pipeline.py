@@ -55,6 +55,12 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
     Raises:
         PluginError: If a plugin cannot be imported.
     """
+    problem = launcher_problem(args.launcher)
+    if problem is not None:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"basicsr: error: {problem}", file=sys.stderr)
+        return 2
+
     import_plugins()
     from esc_arch.preflight import check_options
 
@@ -77,6 +83,24 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return status
+
+
+def launcher_problem(launcher: str) -> str | None:
+    """What is wrong between `--launcher` and what really started this process, if anything."""
+    started_by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if launcher == "none" and started_by_torchrun and os.environ.get("WORLD_SIZE", "1") != "1":
+        return (
+            "--launcher none: torchrun started several processes, and each would train alone in "
+            "the same folder; add --launcher pytorch"
+        )
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        return (
+            "--launcher pytorch: nothing set RANK; start it as: torchrun --nproc_per_node=2 "
+            "--no-python basicsr train ... --launcher pytorch"
+        )
+    if launcher == "slurm" and "SLURM_PROCID" not in os.environ:
+        return "--launcher slurm: SLURM_PROCID is not set; start it with srun"
+    return None
 
 
 def import_plugins() -> None:

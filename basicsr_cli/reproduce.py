@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A model is unknown, or the folder cannot be written.
     """
+    from tqdm import tqdm
+
     from esc_arch.errors import UserError
     from esc_arch.reproduce import MODELS, measure_complexity, measure_quality, save_tables
 
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     complexity, quality, errors = [], [], []
     try:
         args.output.mkdir(parents=True, exist_ok=True)
-        for model, scale in pairs:
+        for model, scale in tqdm(pairs, desc="counting FLOPs", disable=not sys.stderr.isatty()):
             complexity.append(measure_complexity(model, scale))
         text = save_tables(complexity, quality, args.output)
         for model, scale in pairs if not args.no_weights else []:

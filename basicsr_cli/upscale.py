@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     with tqdm(total=len(jobs), unit="picture", disable=not sys.stderr.isatty()) as bar:
         for job in jobs:
             bar.set_description_str(job.source.name)
-            if job.target.exists() and not args.overwrite:
+            if job.target.exists() and job.source.exists() and not args.overwrite:
                 kept += 1
                 bar.write(f"{job.target}: kept; --overwrite replaces it", file=sys.stdout)
             else:

@@ -390,3 +390,12 @@ def test_wrong_options_are_one_line(arguments, problem, folder, model, crop, cap
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
     assert not Path("upscaled").exists()
+
+
+def test_a_missing_picture_is_an_error_even_where_its_result_exists(tmp_path, model, capsys):
+    result = tmp_path / "result.png"
+    result.write_bytes(b"an earlier result")
+    absent = str(tmp_path / "absent.png")
+    assert main(["upscale", absent, "-o", str(result), "--model", str(model)]) == 1
+    assert "absent.png: No such file or directory" in capsys.readouterr().err
+    assert result.read_bytes() == b"an earlier result"

@@ -90,7 +90,10 @@ def find_benchmark_sets(source: Path, names: list[str]) -> dict[str, Path]:
         if here:
             found[name] = here[0]
         else:
-            problems.append(f"--src {source}: no folder {' or '.join(known_as)} in it")
+            problems.append(
+                f"--src {source}: no folder {' or '.join(known_as)} in it; "
+                "--sets names those that you have"
+            )
     if problems:
         raise BadInputs(problems)
     return found

@@ -154,7 +154,7 @@ def _check_count(
             some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise UserError(
                 f"{option} {where}: {len(missing)} of the {count} images of {name} are missing: "
-                f"{some}"
+                f"{some}; --count 0 takes any images"
             )
     if count and len(sources) != count:
         raise UserError(f"{option} {where}: {len(sources)} images; {name} has {count}")

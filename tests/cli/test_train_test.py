@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from basicsr_cli.main import main
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 WriteOptions = Callable[..., Path]
 
@@ -150,3 +152,23 @@ def _command() -> str:
     command = shutil.which("basicsr", path=os.path.dirname(sys.executable))
     assert command, "the package is not installed"
     return command
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environment", "said"),
+    [
+        ("none", {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}, "add --launcher"),
+        ("pytorch", {}, "nothing set RANK"),
+        ("slurm", {}, "start it with srun"),
+    ],
+)
+def test_a_launcher_that_did_not_launch_is_refused(
+    launcher, environment, said, monkeypatch, capsys
+):
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "-opt", "any.yml", "--launcher", launcher]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

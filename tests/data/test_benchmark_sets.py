@@ -152,5 +152,6 @@ def test_sets_are_found_by_any_of_their_names_in_any_case(tmp_path):
     with pytest.raises(BadInputs) as error:
         find_benchmark_sets(tmp_path, ["Set14", "B100", "Urban100"])
     assert error.value.lines == [
-        f"--src {tmp_path}: no folder {name} in it" for name in ("Set14", "Urban100")
+        f"--src {tmp_path}: no folder {name} in it; --sets names those that you have"
+        for name in ("Set14", "Urban100")
     ]

@@ -50,7 +50,8 @@ def test_div2k_must_be_whole(tmp_path, folder):
     with pytest.raises(UserError) as error:
         prepare_training_set("DIV2K", [hr], tmp_path / "out", (2,), CUTTING, workers=1)
     assert str(error.value) == (
-        f"--hr {hr}: 797 of the 800 images of DIV2K are missing: 0003, 0005, 0006, 0007, 0008 ..."
+        f"--hr {hr}: 797 of the 800 images of DIV2K are missing: 0003, 0005, 0006, 0007, 0008 ...; "
+        "--count 0 takes any images"
     )
     with pytest.raises(UserError, match="3 images; DF2K has 3450"):
         prepare_training_set("DF2K", [hr], tmp_path / "out", (2,), CUTTING, workers=1)

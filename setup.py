@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 readme = Path(__file__).parent / "README.md"
 
@@ -23,13 +23,27 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
-    packages=[*find_packages(include=["esc_arch*", "basicsr_cli*"]), "basicsr_cli.options"],
+    packages=[
+        *find_packages(include=["esc_arch*", "basicsr_cli*", "sr_data*"]),
+        "basicsr_cli.options",
+    ],
     # The option files, which `basicsr demo` needs anywhere, are kept once, in options/.
     package_dir={"basicsr_cli.options": "options"},
     package_data={
         "esc_arch": ["paper_tables.csv", "weights/*.safetensors"],
         "basicsr_cli.options": ["*.yml"],
     },
+    # Plain functions, loaded by esc_arch/ops/fused_attention.py. Without a compiler the package
+    # installs all the same, and works through torch's own operations.
+    ext_modules=[
+        Extension(
+            "esc_arch.ops._fused_attention",
+            ["esc_arch/ops/csrc/window_attention.cpp"],
+            depends=["esc_arch/ops/csrc/window_attention.h"],
+            extra_compile_args=["-O3", "-std=c++17", "-fno-math-errno"],
+            optional=True,
+        )
+    ],
     # BasicSR 1.4.2 cannot be built on 3.13: its setup.py reads its version through locals() after
     # an exec, which PEP 667 made impossible.
     python_requires=">=3.10,<3.13",

@@ -171,8 +171,8 @@ def _read_pictures(
     import numpy as np
     import torch
 
-    from esc_arch.data.images import list_images, read_image
     from esc_arch.errors import UserError
+    from sr_data.images import list_images, read_image
 
     if args.size < 8:
         raise UserError(f"--size {args.size}: must be at least 8 pixels")

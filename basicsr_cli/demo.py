@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """
     import yaml
 
-    from esc_arch.data.demo import prepare_demo
-    from esc_arch.errors import UserError
+    from sr_data.demo import prepare_demo
+    from sr_data.errors import UserError
 
     print(f"Preparing the photographs in {DATA}", flush=True)
     prepare_demo(DATA)
@@ -135,7 +135,7 @@ def compare(opt: dict) -> list[Comparison]:
     from basicsr.models import build_model
     from basicsr.utils import tensor2img
 
-    from esc_arch.ops.imresize import imresize
+    from sr_data.imresize import imresize
 
     model = build_model(
         {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from basicsr_cli import PluginError
+from sr_data.errors import UserError
 
 # Name of a subcommand -> its module. A module has HELP, add_arguments(parser) and run(args) -> int,
 # and imports nothing heavy at its top level, since all of them are imported for --help.
@@ -83,15 +84,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_user_error(error: Exception) -> bool:
-    # esc_arch imports torch, so its error class is looked up only once it has been imported; an
-    # error of that class cannot have been raised before.
-    errors = sys.modules.get("esc_arch.errors")
-    return isinstance(error, PluginError) or (
-        errors is not None and isinstance(error, errors.UserError)
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `basicsr` command.
 
@@ -108,8 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("basicsr: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:
-        if not _is_user_error(error):
-            raise
+    except (PluginError, UserError) as error:
         print(f"basicsr: error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import script
 
-SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
+from sr_data.benchmark_sets import BENCHMARK_SETS, find_benchmark_sets, prepare_set
+from sr_data.errors import UserError
+from sr_data.images import BadInputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,7 +20,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("datasets/benchmarks"), help="default: %(default)s"
     )
     parser.add_argument(
-        "--sets", nargs="+", choices=SETS, default=SETS, metavar="SET", help=", ".join(SETS)
+        "--sets",
+        nargs="+",
+        choices=BENCHMARK_SETS,
+        default=list(BENCHMARK_SETS),
+        metavar="SET",
+        help=", ".join(BENCHMARK_SETS),
     )
     parser.add_argument(
         "--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 3, 4], metavar="S"
@@ -28,10 +35,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from esc_arch.data.benchmark_sets import BENCHMARK_SETS, find_benchmark_sets, prepare_set
-    from esc_arch.data.images import BadInputs
-    from esc_arch.errors import UserError
-
     problems = []
     for name, folder in find_benchmark_sets(arguments.src, arguments.sets).items():
         try:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import script
 
+from sr_data.demo import prepare_demo
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -16,8 +18,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from esc_arch.data.demo import prepare_demo
-
     prepare_demo(arguments.out)
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import script
 
+from sr_data.subimages import Cutting
+from sr_data.training_sets import prepare_dflip
+
 SETS = ("DIV2K", "Flickr2K", "LSDIR", "DiverSeg-IP")
 
 
@@ -31,9 +34,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from esc_arch.data.subimages import Cutting
-    from esc_arch.data.training_sets import prepare_dflip
-
     # LR is made as images are loaded, so no side need be a multiple of anything.
     cutting = Cutting(
         arguments.crop_size, arguments.step, arguments.min_side, arguments.skip_small, multiple=1

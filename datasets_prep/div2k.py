@@ -6,6 +6,10 @@ from pathlib import Path
 
 import script
 
+from sr_data.errors import UserError
+from sr_data.subimages import Cutting
+from sr_data.training_sets import DIV2K_ADDRESS, download_div2k, prepare_training_set
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,10 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from esc_arch.data.subimages import Cutting
-    from esc_arch.data.training_sets import DIV2K_ADDRESS, download_div2k, prepare_training_set
-    from esc_arch.errors import UserError
-
     if bool(arguments.hr) == arguments.download:
         raise UserError("--hr: either this or --download is needed")
     cutting = Cutting(arguments.crop_size, arguments.step, arguments.min_side, arguments.skip_small)

@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from sr_data.errors import UserError
+
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add --workers."""
@@ -46,9 +48,6 @@ def main(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], No
         Its exit status: 2 for errors the user can mend, each on a line of stderr.
     """
     arguments = parser.parse_args()
-    # Imports torch, so after --help.
-    from esc_arch.errors import UserError
-
     try:
         run(arguments)
     except UserError as error:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import esc_arch.archs  # noqa: F401  registers the networks
 from esc_arch.checkpoint_io import load_state, select_params, write_atomically
-from esc_arch.download import download, file_sha256
 from esc_arch.errors import UserError
+from sr_data.download import download, file_sha256
 
 RELEASE_URL = "https://github.com/dslisleedh/ESC/releases/download/1.0.0"
 MIRROR_VARIABLE = "ESC_CHECKPOINTS_URL"

@@ -20,9 +20,9 @@ import yaml
 from esc_arch.checkpoint_io import write_atomically
 from esc_arch.checkpoints import PUBLISHED, verify_checkpoint
 from esc_arch.complexity import paper_complexity, paper_input_size
-from esc_arch.data.benchmark_sets import BENCHMARK_SETS
-from esc_arch.data.images import IMAGE_SUFFIXES
 from esc_arch.errors import UserError
+from sr_data.benchmark_sets import BENCHMARK_SETS
+from sr_data.images import IMAGE_SUFFIXES
 
 CUT_OFF = "yes, cut off"
 

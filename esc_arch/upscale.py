@@ -15,10 +15,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from esc_arch.checkpoint_io import write_atomically
-from esc_arch.data.images import IMAGE_SUFFIXES
 from esc_arch.errors import UserError
 from esc_arch.ops.tiling import super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
+from sr_data.images import IMAGE_SUFFIXES
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 # More frames than one are a film or several pages; those of MPO (phones) belong to its first.

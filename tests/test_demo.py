@@ -8,8 +8,8 @@ import pytest
 from basicsr.metrics import calculate_psnr, calculate_ssim
 
 from basicsr_cli.demo import find_option_file
-from esc_arch.ops.imresize import imresize
 from esc_arch.preflight import check_options
+from sr_data.imresize import imresize
 
 
 def test_trains_compares_and_draws(tmp_path: Path, run_basicsr):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("esc_arch", "basicsr_cli", "sr_data")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("esc_arch", "basicsr_cli", "options"):
+    for name in (*PACKAGES, "options"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     (source / "esc_arch" / "weights").mkdir(exist_ok=True)
     (source / "esc_arch" / "weights" / "example.safetensors").write_bytes(b"")
@@ -42,14 +43,14 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
 def test_the_wheel_holds_every_module_and_the_weights(wheel: zipfile.ZipFile) -> None:
     modules = {
         path.relative_to(ROOT).as_posix()
-        for package in ("esc_arch", "basicsr_cli")
+        for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
     }
     content = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert modules <= content
     assert "esc_arch/weights/example.safetensors" in content
     assert "basicsr_cli/options/train_ESC_demo_x2.yml" in content
-    assert {name.split("/")[0] for name in content} == {"esc_arch", "basicsr_cli"}
+    assert {name.split("/")[0] for name in content} == set(PACKAGES)
 
 
 def test_the_wheel_registers_the_command_and_the_plugin(wheel: zipfile.ZipFile) -> None:
@@ -78,8 +79,8 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
     }
     # BasicSR brings scipy, and tensorboard under the name tb-nightly, beside which tensorboard
     # itself must not be installed; wandb is there where its user has it.
-    others = {"scipy", "tensorboard", "wandb", "esc_arch", "basicsr_cli", *sys.stdlib_module_names}
-    for path in [*(ROOT / "esc_arch").rglob("*.py"), *(ROOT / "basicsr_cli").rglob("*.py")]:
+    others = {"scipy", "tensorboard", "wandb", *PACKAGES, *sys.stdlib_module_names}
+    for path in [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]:
         for module in imported_modules(path):
             if module not in others:
                 assert distributions.get(module, module) in required, f"{path}: {module}"

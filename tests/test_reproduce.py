@@ -10,7 +10,6 @@ import torch
 import yaml
 
 from esc_arch.archs import ESC
-from esc_arch.ops.imresize import imresize
 from esc_arch.reproduce import (
     MODELS,
     Complexity,
@@ -19,6 +18,7 @@ from esc_arch.reproduce import (
     paper_table,
     read_log,
 )
+from sr_data.imresize import imresize
 
 OPTIONS = Path(__file__).parent.parent / "options"
 SETS = ("Set5", "Set14")

@@ -1,3 +1,3 @@
-"""Data sets, registered with BasicSR on import, and what prepares their files."""
+"""Data sets, registered with BasicSR on import."""
 
 from esc_arch.data import downsample_dataset  # noqa: F401

@@ -5,10 +5,10 @@ import cv2
 import numpy as np
 import pytest
 
-from esc_arch.data.benchmark_sets import find_benchmark_sets, prepare_set
-from esc_arch.data.images import BadInputs
 from esc_arch.errors import UserError
-from esc_arch.ops.imresize import imresize
+from sr_data.benchmark_sets import find_benchmark_sets, prepare_set
+from sr_data.images import BadInputs
+from sr_data.imresize import imresize
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from esc_arch.data.demo import TRAINING_PHOTOGRAPHS, photograph, prepare_demo
 from esc_arch.errors import UserError
-from esc_arch.ops.imresize import imresize
+from sr_data.demo import TRAINING_PHOTOGRAPHS, photograph, prepare_demo
+from sr_data.imresize import imresize
 
 # isort: split
 # Importable only once esc_arch has mended it.

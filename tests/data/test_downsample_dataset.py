@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from esc_arch.data.subimages import Cutting, find_sources, pack_sub_images
 from esc_arch.errors import UserError
+from sr_data.subimages import Cutting, find_sources, pack_sub_images
 
 # isort: split
 # Importable only once esc_arch has mended it.

@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from esc_arch.data.images import encode_png, list_images, png_shape, read_image, write_atomically
 from esc_arch.errors import UserError
+from sr_data.images import encode_png, list_images, png_shape, read_image, write_atomically
 
 
 @pytest.fixture(scope="module")

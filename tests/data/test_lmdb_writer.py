@@ -7,9 +7,9 @@ import pytest
 from basicsr.data.data_util import paths_from_lmdb
 from basicsr.utils import FileClient, imfrombytes
 
-from esc_arch.data.images import encode_png
-from esc_arch.data.lmdb_writer import LmdbWriter
 from esc_arch.errors import UserError
+from sr_data.images import encode_png
+from sr_data.lmdb_writer import LmdbWriter
 
 RECIPE = {"scale": 1, "crop_size": 24}
 
@@ -127,7 +127,7 @@ def test_a_run_killed_before_it_wrote_anything_does_not_stand_in_the_way(tmp_pat
 
 
 def test_the_map_grows_with_the_data(tmp_path, monkeypatch):
-    monkeypatch.setattr("esc_arch.data.lmdb_writer._FIRST_MAP_SIZE", 1 << 15)
+    monkeypatch.setattr("sr_data.lmdb_writer._FIRST_MAP_SIZE", 1 << 15)
     images = encoded(pictures(4, side=100))
     with LmdbWriter(tmp_path / "set.lmdb", RECIPE) as writer:
         writer.put("a", "1", images)

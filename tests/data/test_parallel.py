@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from esc_arch.data.parallel import run_jobs
 from esc_arch.errors import UserError
+from sr_data.parallel import run_jobs
 
 
 def square(number: int) -> int:

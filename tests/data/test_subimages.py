@@ -5,8 +5,10 @@ import lmdb
 import numpy as np
 import pytest
 
-from esc_arch.data.images import BadInputs
-from esc_arch.data.subimages import (
+from esc_arch.errors import UserError
+from sr_data.images import BadInputs
+from sr_data.imresize import imresize
+from sr_data.subimages import (
     Cutting,
     Source,
     cut_into_sub_images,
@@ -14,8 +16,6 @@ from esc_arch.data.subimages import (
     pack_sub_images,
     sub_image_starts,
 )
-from esc_arch.errors import UserError
-from esc_arch.ops.imresize import imresize
 
 # isort: split
 # Importable only once esc_arch has mended it.

@@ -3,10 +3,10 @@ import zipfile
 import cv2
 import pytest
 
-from esc_arch.data.images import BadInputs
-from esc_arch.data.subimages import Cutting
-from esc_arch.data.training_sets import prepare_dflip, prepare_training_set, unpack_images
 from esc_arch.errors import UserError
+from sr_data.images import BadInputs
+from sr_data.subimages import Cutting
+from sr_data.training_sets import prepare_dflip, prepare_training_set, unpack_images
 
 CUTTING = Cutting(crop_size=48, step=48)
 

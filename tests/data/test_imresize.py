@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from esc_arch.ops.imresize import imresize
+from sr_data.imresize import imresize
 
-BUTTERFLY = Path(__file__).parents[1] / "data" / "set5_butterfly"
+BUTTERFLY = Path(__file__).parent / "set5_butterfly"
 
 
 def photograph(height: int, width: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from esc_arch.errors import UserError
+from sr_data.errors import UserError
 
 # As much as a cut connection may lose.
 _CHUNK = 1 << 16

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import lmdb
 
-from esc_arch.data.images import PNG_LEVEL, png_shape, write_atomically
-from esc_arch.errors import UserError
+from sr_data.errors import UserError
+from sr_data.images import PNG_LEVEL, png_shape, write_atomically
 
 _FIRST_MAP_SIZE = 1 << 28
 # A commit waits for the disk, so sub-images are held back until there are so many bytes, or so many

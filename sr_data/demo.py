@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from esc_arch.data.benchmark_sets import prepare_set
-from esc_arch.data.images import encode_png, write_atomically
-from esc_arch.data.subimages import Cutting, find_sources, pack_sub_images
-from esc_arch.errors import UserError
+from sr_data.benchmark_sets import prepare_set
+from sr_data.errors import UserError
+from sr_data.images import encode_png, write_atomically
+from sr_data.subimages import Cutting, find_sources, pack_sub_images
 
 TRAINING_PHOTOGRAPHS = (
     "astronaut",

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from esc_arch.errors import UserError
+from sr_data.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 # BasicSR's own level: higher ones save a few per cent of disk at several times the time.

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from esc_arch.download import download
 from esc_arch.errors import UserError
+from sr_data.download import download
 
 CONTENT = bytes(range(256)) * 12000 + b"the end"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from esc_arch.data.images import IMAGE_SUFFIXES, BadInputs, write_atomically
-from esc_arch.data.subimages import Cutting, Source, find_sources, pack_sub_images
-from esc_arch.download import download
-from esc_arch.errors import UserError
+from sr_data.download import download
+from sr_data.errors import UserError
+from sr_data.images import IMAGE_SUFFIXES, BadInputs, write_atomically
+from sr_data.subimages import Cutting, Source, find_sources, pack_sub_images
 
 DIV2K_ADDRESS = "http://data.vision.ee.ethz.ch/cvl/DIV2K/"
 DIV2K_ARCHIVE = "DIV2K_train_HR.zip"

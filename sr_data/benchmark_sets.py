@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from esc_arch.data.images import BadInputs, encode_png, list_images, read_image, write_atomically
-from esc_arch.data.parallel import run_jobs
-from esc_arch.errors import UserError
-from esc_arch.ops.imresize import imresize
+from sr_data.errors import UserError
+from sr_data.images import BadInputs, encode_png, list_images, read_image, write_atomically
+from sr_data.imresize import imresize
+from sr_data.parallel import run_jobs
 
 # Images in each set, and other names its folder goes by.
 BENCHMARK_SETS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -15,7 +15,7 @@ from typing import TypeVar
 import cv2
 from tqdm import tqdm
 
-from esc_arch.errors import UserError
+from sr_data.errors import UserError
 
 # Each worker has one core; threads of its own would only get into the others' way.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -80,7 +80,8 @@ def _serial(function, jobs):
 
 
 def _parallel(function, jobs, workers):
-    # A plain fork would copy locks that threads of OpenCV and torch may hold, and hang on them.
+    # A plain fork would copy locks that threads of OpenCV, or of the caller's torch, may hold, and
+    # hang on them.
     # The fork server imports the libraries once, has no threads, and its forks share its memory.
     method = "forkserver" if sys.platform != "win32" else "spawn"
     context = multiprocessing.get_context(method)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from esc_arch.data.images import BadInputs, encode_png, list_images, read_image
-from esc_arch.data.lmdb_writer import LmdbWriter
-from esc_arch.data.parallel import run_jobs
-from esc_arch.errors import UserError
-from esc_arch.ops.imresize import imresize
+from sr_data.errors import UserError
+from sr_data.images import BadInputs, encode_png, list_images, read_image
+from sr_data.imresize import imresize
+from sr_data.lmdb_writer import LmdbWriter
+from sr_data.parallel import run_jobs
 
 # 12 divides every side of DIV2K, so that one HR serves x2, x3 and x4; other images are cut to it.
 COMMON_MULTIPLE = 12

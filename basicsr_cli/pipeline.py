@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import shutil
 import sys
 
 from basicsr_cli import PluginError
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=["none", "pytorch", "slurm"],
         default="none",
-        help="what started this process: pytorch for torchrun (default: none)",
+        help="what started this process: pytorch for torchrun, slurm for srun (default: none)",
     )
     parser.add_argument(
         "--auto_resume", action="store_true", help="go on from the latest saved training state"
@@ -55,11 +56,20 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
     Raises:
         PluginError: If a plugin cannot be imported.
     """
+    # Under a launcher all processes of a machine find the same errors; one of them tells.
+    tells = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
     problem = launcher_problem(args.launcher)
     if problem is not None:
-        if os.environ.get("RANK", "0") == "0":
+        if tells:
             print(f"basicsr: error: {problem}", file=sys.stderr)
         return 2
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tells and args.launcher == "none" and tasks != "1":
+        print(
+            f"basicsr: warning: srun started {tasks} tasks, and each of them runs alone; if they "
+            "are to work together, add --launcher slurm",
+            file=sys.stderr,
+        )
 
     import_plugins()
     from esc_arch.preflight import check_options
@@ -68,10 +78,8 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
 
     errors = check_options(args.opt, force_yml or None, is_train=is_train)
     if errors:
-        # Under a launcher every process finds the same errors; one of them tells.
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            for error in errors:
-                print(f"basicsr: error: {error}", file=sys.stderr)
+        for error in errors if tells else ():
+            print(f"basicsr: error: {error}", file=sys.stderr)
         return 2
 
     sys.argv = basicsr_argv(args, force_yml, "train" if is_train else "test")
@@ -100,6 +108,11 @@ def launcher_problem(launcher: str) -> str | None:
         )
     if launcher == "slurm" and "SLURM_PROCID" not in os.environ:
         return "--launcher slurm: SLURM_PROCID is not set; start it with srun"
+    if launcher == "slurm" and shutil.which("scontrol") is None:
+        return (
+            "--launcher slurm: BasicSR asks scontrol for the first machine's name, and there is no "
+            "scontrol here; start torchrun with srun instead, and use --launcher pytorch"
+        )
     return None
 
 

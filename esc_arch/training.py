@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -33,6 +34,10 @@ from esc_arch.process_watch import ProcessWatch, is_lost_process, lost_process
 
 # SLURM sends SIGUSR1 ahead of preemption where it is asked to; Windows has none.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+# The other processes wait while the first one validates or saves: NCCL for ten minutes of its own
+# accord. Processes that are gone are the business of ProcessWatch.
+WAIT_LIMIT = timedelta(hours=3)
 
 
 class StopRequested(BaseException):  # noqa: N818
@@ -74,7 +79,14 @@ class TrainingRun:
         with (
             self._signals(),
             _exchanged(
+                torch.distributed,
+                init_process_group=functools.partial(
+                    torch.distributed.init_process_group, timeout=WAIT_LIMIT
+                ),
+            ),
+            _exchanged(
                 basicsr.train,
+                load_resume_state=_same_everywhere(basicsr.train.load_resume_state),
                 EnlargedSampler=self._make_sampler,
                 build_dataset=self._wrap_dataset(basicsr.train.build_dataset),
                 build_dataloader=self._wrap_loader(basicsr.train.build_dataloader),
@@ -265,6 +277,9 @@ class TrainingRun:
             self._tb_logger.close()
         if rank == 0:
             print(f"basicsr: {self._farewell(name)}", file=sys.stderr, flush=True)
+        if world_size > 1:
+            # torchrun and srun may kill the first process, which saves, once another has ended.
+            torch.distributed.barrier()
         return 128 + number
 
     def _farewell(self, name: str) -> str:
@@ -280,6 +295,28 @@ class TrainingRun:
         else:
             saved = f"iteration {self._completed_iter} could not be saved"
         return f"stopped by {name}, {saved}; go on with: {command}"
+
+
+def _same_everywhere(load_resume_state: Callable[[dict], dict | None]) -> Callable:
+    """Refuse to resume where the processes do not find the same state."""
+
+    @functools.wraps(load_resume_state)
+    def load(opt: dict[str, Any]) -> dict[str, Any] | None:
+        state = load_resume_state(opt)
+        rank, world_size = get_dist_info()
+        if world_size > 1:
+            iterations = [None] * world_size
+            torch.distributed.all_gather_object(iterations, state["iter"] if state else 0)
+            if len(set(iterations)) > 1:
+                raise UserError(
+                    f"rank {rank} would go on from iteration {iterations[rank]}, others from "
+                    f"{', '.join(str(i) for i in sorted(set(iterations) - {iterations[rank]}))}: "
+                    "all machines must see the same experiments folder; start the command in one "
+                    "that they share, or copy the experiment to each"
+                )
+        return state
+
+    return load
 
 
 def train(root_path: str) -> int:

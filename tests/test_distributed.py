@@ -1,10 +1,14 @@
-"""Training in two processes that gloo connects: the same as in one, and ended together."""
+"""Training in two processes that gloo connects: the same as in one, and ended together.
+
+They are started by one torchrun, by two (as on two machines), or with the variables of SLURM.
+"""
 
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +58,13 @@ exec "$@"
 class Run:
     """`basicsr train` in two processes below torchrun."""
 
-    def __init__(self, folder: Path, *arguments: object, apart: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: object,
+        apart: bool = False,
+        torchrun: list[str] = TORCHRUN,
+    ) -> None:
         self.folder = folder
         for rank in (0, 1) if apart else ():
             (folder / f"rank{rank}").mkdir()
@@ -63,7 +73,7 @@ class Run:
         shell = ["sh", "start.sh", "apart" if apart else "together"]
         command = [*COMMAND, *map(str, arguments), "--launcher", "pytorch"]
         self.process = subprocess.Popen(
-            [*TORCHRUN, "--no-python", *shell, *command],
+            [*torchrun, "--no-python", *shell, *command],
             cwd=folder,
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
@@ -182,11 +192,11 @@ def test_only_the_first_process_writes(together: Path, alone: Path):
     assert written(together / "rank0") == written(alone)
 
 
-def test_a_killed_process_ends_both_with_a_message_and_both_can_be_resumed(
-    tmp_path: Path, together: Path, write_train_options: Callable[..., Path]
+def test_a_killed_process_ends_both_with_a_message(
+    tmp_path: Path, write_train_options: Callable[..., Path]
 ):
     run = Run(tmp_path, "-opt", write_train_options({**OPTIONS, "train:total_iter": 2000}))
-    run.read_until(r"iter: +5,")
+    run.read_until(r"iter: +1,")
     run.signal(1, signal.SIGKILL)
     assert run.finish(timeout=60) != 0
     assert re.search(
@@ -194,16 +204,6 @@ def test_a_killed_process_ends_both_with_a_message_and_both_can_be_resumed(
         run.log,
         re.MULTILINE,
     ), run.log[-5000:]
-
-    # It may have come far meanwhile; the run to compare with has 8 iterations.
-    for state in (tmp_path / "experiments" / "tiny" / "training_states").iterdir():
-        if int(state.stem) > 4:
-            state.unlink()
-    resumed = Run(tmp_path, "-opt", write_train_options(OPTIONS), "--auto_resume")
-    assert resumed.finish() == 0, resumed.log[-3000:]
-    assert sorted(losses(resumed.log)) == [5, 6, 7, 8]
-    ours, theirs = weights(tmp_path), weights(together / "rank0")
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_one_process_goes_on_where_two_stopped(
@@ -233,6 +233,136 @@ def test_a_signal_to_all_saves_once_and_says_how_to_go_on(
     found = re.findall(r"stopped by SIGTERM, saved iteration (\d+); go on with", run.log)
     assert len(found) == 1, run.log[-3000:]
     assert (tmp_path / f"experiments/tiny/training_states/{found[0]}.state").is_file()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def machines(folder: Path, *arguments: object) -> tuple[Run, Run]:
+    """Two of torchrun, as on two machines that share a folder; the first holds the meeting."""
+    meeting = [
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        "--rdzv_id=tiny",
+        "--local_addr=127.0.0.1",
+        f"--rdzv_endpoint=127.0.0.1:{free_port()}",
+    ]
+    torchrun = [*TORCHRUN[:3], *meeting]
+    first, second = (
+        Run(folder, *arguments, torchrun=[*torchrun, f"--rdzv_conf=is_host={int(is_host)}"])
+        for is_host in (True, False)
+    )
+    return first, second
+
+
+def test_a_machine_that_is_gone_ends_the_other_and_two_go_on_from_there(
+    tmp_path: Path, together: Path, write_train_options: Callable[..., Path]
+):
+    options = write_train_options({**OPTIONS, "train:total_iter": 2000})
+    first, second = machines(tmp_path, "-opt", options)
+    # Of two on one machine torchrun gives rank 0 to the lower process id.
+    first.read_until(r"iter: +5,")
+    second.signal(1, signal.SIGKILL)
+    os.killpg(second.process.pid, signal.SIGKILL)
+    second.finish()
+    assert first.finish(timeout=60) != 0
+    assert "basicsr: error: another of the 2 processes is gone, rank 0 ends too" in first.log
+
+    # It may have come far meanwhile; the run to compare with has 8 iterations.
+    for state in (tmp_path / "experiments" / "tiny" / "training_states").iterdir():
+        if int(state.stem) > 4:
+            state.unlink()
+    both = machines(tmp_path, "-opt", write_train_options(OPTIONS), "--auto_resume")
+    assert [run.finish() for run in both] == [0, 0], both[0].log[-3000:]
+    assert sorted(losses(both[0].log)) == [5, 6, 7, 8]
+    ours, theirs = weights(tmp_path), weights(together / "rank0")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+RESUMES_FROM = """
+import os, sys
+import torch.distributed
+import esc_arch
+from esc_arch.training import _same_everywhere
+
+torch.distributed.init_process_group("gloo")
+iteration = int(sys.argv[1 + int(os.environ["RANK"])])
+load = _same_everywhere(lambda opt: {"iter": iteration} if iteration else None)
+try:
+    load({})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_machines_that_see_different_states_do_not_resume(tmp_path: Path):
+    (tmp_path / "load.py").write_text(RESUMES_FROM)
+    run = subprocess.run(
+        [*TORCHRUN, "load.py", "4", "0"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    for line in (
+        "UserError rank 0 would go on from iteration 4, others from 0: ",
+        "UserError rank 1 would go on from iteration 0, others from 4: ",
+    ):
+        assert line in run.stdout, run.stderr
+
+
+def test_slurm_starts_two_and_its_signal_saves(
+    tmp_path: Path, write_train_options: Callable[..., Path]
+):
+    # SLURM's own name for the first machine is all that BasicSR asks it.
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostname node[1-2]" ] && echo localhost\n')
+    scontrol.chmod(0o755)
+    dist_params = {"backend": "nccl", "port": free_port()}
+    options = write_train_options({**OPTIONS, "train:total_iter": 2000, "dist_params": dist_params})
+    environment = {
+        **ENVIRONMENT,
+        "PATH": f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}",
+        "SLURM_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_LOCALID": "0",
+    }
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, "-opt", options, "--launcher", "slurm", "--auto_resume"],
+            cwd=tmp_path,
+            env={**environment, "SLURM_PROCID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        log = ""
+        while not re.search(r"iter: +5,", log):
+            line = processes[0].stdout.readline()
+            assert line, log[-3000:]
+            log += line
+        for process in processes:
+            process.send_signal(signal.SIGUSR1)
+        log += processes[0].communicate(timeout=120)[0]
+        assert "stopped by" not in processes[1].communicate(timeout=120)[0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    # 128 plus the signal's number, by which a job script can tell.
+    assert [process.returncode for process in processes] == [128 + signal.SIGUSR1] * 2
+    (found,) = re.findall(r"stopped by SIGUSR1, saved iteration (\d+); go on with", log)
+    assert (tmp_path / f"experiments/tiny/training_states/{found}.state").is_file()
 
 
 SILENT = """

@@ -160,6 +160,7 @@ def _command() -> str:
         ("none", {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0"}, "add --launcher"),
         ("pytorch", {}, "nothing set RANK"),
         ("slurm", {}, "start it with srun"),
+        ("slurm", {"SLURM_PROCID": "0", "PATH": ""}, "there is no scontrol here"),
     ],
 )
 def test_a_launcher_that_did_not_launch_is_refused(
@@ -172,3 +173,15 @@ def test_a_launcher_that_did_not_launch_is_refused(
     assert main(["train", "-opt", "any.yml", "--launcher", launcher]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_process_of_each_machine_tells_of_errors(
+    local_rank, lines, tmp_path, monkeypatch, capsys
+):
+    # The second machine may lack what the first one has.
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "-opt", "absent.yml", "--launcher", "pytorch"]) == 2
+    assert capsys.readouterr().err.count("\n") == lines

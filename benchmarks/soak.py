@@ -174,21 +174,22 @@ class Training:
                 yield reached
                 previous = reached
 
-    def finish(self) -> float:
+    def finish(self) -> tuple[float, float]:
         """Let it run to its end.
 
         Returns:
-            Seconds from the start of the process to the end of its first iteration.
+            Seconds from the start of the process to the end of its first iteration, and seconds
+            an iteration after that.
 
         Raises:
             RuntimeError: It fails.
         """
-        seconds = None
-        for _ in self.iterations():
-            seconds = seconds or time.monotonic() - self.started
+        done = [time.monotonic() for _ in self.iterations()]
         if self.process.wait() != 0:
             raise RuntimeError(f"the training fails:\n{self.log[-3000:]}")
-        return seconds
+        # Killed after its last save, it has nothing more to do.
+        done = done or [time.monotonic()]
+        return done[0] - self.started, (done[-1] - done[0]) / max(1, len(done) - 1)
 
     def kill(self) -> bool:
         """`kill -9` it and its loading processes.
@@ -262,7 +263,7 @@ def soak(folder: Path, kills: int, iterations: int, seed: int) -> dict[str, Any]
     alone, killed = folder / "alone", folder / "killed"
     for run in (alone, killed):
         run.mkdir()
-    seconds_to_start = Training(alone, options).finish()
+    seconds_to_start, took = Training(alone, options).finish()
     experiment = killed / "experiments" / NAME
 
     faults, at_start, within, lost = [], 0, 0, 0
@@ -283,12 +284,15 @@ def soak(folder: Path, kills: int, iterations: int, seed: int) -> dict[str, Any]
             target = min(target, iterations - 5)
             previous = None
             for reached in training.iterations():
+                now = time.monotonic()
+                # A shared machine may be faster than it was.
                 if previous is None:
-                    # A shared machine may be faster than it was.
-                    previous = time.monotonic()
-                    seconds_to_start = min(seconds_to_start, previous - training.started)
-                took, previous = time.monotonic() - previous, time.monotonic()
+                    seconds_to_start = min(seconds_to_start, now - training.started)
+                else:
+                    took = now - previous
+                previous = now
                 if reached >= target:
+                    # Also the first of a run, which has been measured by the run before.
                     time.sleep(moments.uniform(0, 2 * took))
                     break
             if not training.kill():

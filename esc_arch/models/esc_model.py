@@ -148,7 +148,7 @@ class ESCModel(Checkpointing, SRModel):
     def _forward_for_training(self) -> Tensor:
         try:
             return self.train_network(self.lq)
-        except torch.cuda.OutOfMemoryError:
+        except (UserError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
             # Compilers fail in too many ways to name.

@@ -233,6 +233,21 @@ def test_compiling_without_a_compiler_says_so_in_one_line(monkeypatch, tmp_path)
         torch.compiler.reset()
 
 
+class Refusing(torch.nn.Module):
+    """Runs and says what is wrong with its options, as a backend asked for by name does."""
+
+    @torch.compiler.disable
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        raise UserError("attn_type 'Flex' cannot run here")
+
+
+def test_what_a_compiled_network_says_of_its_options_is_not_taken_for_the_compilers_failure():
+    model = build(options(network_g=dict(CONVOLUTIONS_ONLY), compile=True))
+    model.train_network = torch.compile(Refusing())
+    with pytest.raises(UserError, match="^attn_type 'Flex' cannot run here$"):
+        train(model, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -6,13 +6,16 @@ All backends compute the same function, softmax(q k^T / sqrt(D) + B) v, and shar
 | `attn_type` | what runs                                                   | where          |
 |-------------|-------------------------------------------------------------|----------------|
 | `Naive`     | the formula as written, all windows' scores at once         | everywhere     |
+| `Fused`     | our own kernel, see `esc_arch.ops.fused_attention`; in      | CPU, if built  |
+|             | float32, whatever narrower type the inputs have             |                |
 | `Chunked`   | our own: scores a few at a time, recomputed in the backward | everywhere     |
 | `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask; |                |
 |             | backward as `Chunked`                                       | everywhere     |
 | `Flex`      | compiled FlexAttention, the bias gathered inside the kernel | with a compiler |
 
-`Auto`, the default, is `Flex` on CUDA and `SDPA` elsewhere. Where `Flex` fails on CUDA it says so
-once and takes `SDPA`.
+`Auto`, the default, is `Flex` on CUDA and `Fused` on the CPU, but for float64 and for bfloat16
+without gradients, where torch's kernel uses the processor's own bfloat16. It is `SDPA` elsewhere
+and where these cannot run; a failure of `Flex` on CUDA is said once.
 
 `FlashBias` has learned factors in place of the table and so a function of its own,
 `flashbias_attention`.
@@ -31,6 +34,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from esc_arch.errors import UserError
+from esc_arch.ops import fused_attention
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
@@ -105,7 +109,24 @@ def flex(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) 
     return _flex_forward(q, k, v, bias_table, window_size)
 
 
-BACKENDS: dict[str, Kernel] = {"Naive": naive, "Chunked": chunked, "SDPA": sdpa, "Flex": flex}
+def fused(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
+    """Backend on a CPU kernel of our own: see `window_attention`."""
+    if not _fused_can_run(q):
+        raise BackendUnavailableError(
+            "it needs the CPU, float32 or narrower, and a C++ compiler when the package is installed"
+        )
+    with torch.autocast("cpu", enabled=False):
+        inputs = (t.float() for t in (q, k, v, bias_table))
+        return fused_attention.window_attention_forward(*inputs, window_size)[0].to(q.dtype)
+
+
+BACKENDS: dict[str, Kernel] = {
+    "Naive": naive,
+    "Fused": fused,
+    "Chunked": chunked,
+    "SDPA": sdpa,
+    "Flex": flex,
+}
 ATTN_TYPES = ("Auto", *BACKENDS, "FlashBias")
 
 
@@ -152,7 +173,7 @@ def window_attention(
     Raises:
         UserError: The backend asked for by name cannot run here.
     """
-    name = _fastest(q.device) if attn_type == "Auto" else attn_type
+    name = _fastest(q) if attn_type == "Auto" else attn_type
     try:
         return BACKENDS[name](q, k, v, bias_table, window_size)
     except BackendUnavailableError as error:
@@ -194,8 +215,17 @@ def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k:
     return out[..., :head_dim]
 
 
-def _fastest(device: torch.device) -> str:
-    return "Flex" if device.type == "cuda" else "SDPA"
+def _fastest(q: Tensor) -> str:
+    if q.is_cuda:
+        return "Flex"
+    wants_gradients = torch.is_grad_enabled() and q.requires_grad
+    if _fused_can_run(q) and (q.dtype == torch.float32 or wants_gradients):
+        return "Fused"
+    return "SDPA"
+
+
+def _fused_can_run(q: Tensor) -> bool:
+    return q.device.type == "cpu" and q.dtype != torch.float64 and fused_attention.is_built()
 
 
 class BackendUnavailableError(RuntimeError):

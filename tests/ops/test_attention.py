@@ -81,7 +81,7 @@ def chunk_size(request, monkeypatch):
             (torch.float32, 1e-5),
             (torch.bfloat16, 2e-2),
         ]
-        if name != "Flex" or dtype != torch.float64  # FlexAttention has no float64.
+        if name not in ("Flex", "Fused") or dtype != torch.float64  # They have no float64.
     ],
 )
 def test_backend_computes_the_formula_and_its_gradients(
@@ -126,7 +126,7 @@ def test_flashbias_adds_the_product_of_its_factors(reference):
         torch.testing.assert_close(value, wanted)
 
 
-@pytest.mark.parametrize("name", ["Chunked", "SDPA", "Flex"])
+@pytest.mark.parametrize("name", ["Fused", "Chunked", "SDPA", "Flex"])
 def test_autocast_trains_a_float32_table_with_bfloat16_features(reference, name):
     inputs, grad, expected, expected_grads = reference
     q, k, v = (t.bfloat16().requires_grad_() for t in inputs[:3])
@@ -158,7 +158,7 @@ def test_a_backend_without_its_compiler_is_an_error_by_name_only(reference, monk
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: broken)
-    monkeypatch.setattr(attention, "_fastest", lambda device: "Flex")
+    monkeypatch.setattr(attention, "_fastest", lambda q: "Flex")
     inputs = [t.float() for t in reference[0]]
     with pytest.raises(UserError, match="attn_type 'Flex' cannot run here: no compiler"):
         window_attention(*inputs, WINDOW, "Flex")

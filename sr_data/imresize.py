@@ -11,7 +11,7 @@ import numpy as np
 
 # Output rows made by one matrix product: more share more of their input rows, but a larger part of
 # the matrix is zero.
-_BAND = 16
+_BAND = 8
 
 
 def imresize(
@@ -60,13 +60,14 @@ def imresize(
     for axis in sorted((0, 1), key=lambda axis: scales[axis]):
         height, width, channels = pixels.shape
         taps = _taps(pixels.shape[axis], output_size[axis], scales[axis])
+        flat = pixels.reshape(height, -1)
         if axis == 0:
-            pixels = _resize_rows(pixels.reshape(height, -1), *taps).reshape(-1, width, channels)
+            pixels = _resize_rows(flat, *taps).reshape(-1, width, channels)
         else:
-            # Whole lines of the image lie together, as matrix products like it.
-            planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)).reshape(-1, width)
-            columns = _resize_rows(planes.T, *taps).reshape(-1, channels, height)
-            pixels = np.ascontiguousarray(columns.transpose(2, 0, 1))
+            # What is summed lies in rows, as matrix products like it: (W, C * H).
+            columns = np.ascontiguousarray(flat.T).reshape(width, -1)
+            resized = _resize_rows(columns, *taps).reshape(-1, height)
+            pixels = np.ascontiguousarray(resized.T).reshape(height, -1, channels)
     return pixels.reshape(*output_size, *image.shape[2:])
 
 
@@ -105,56 +106,59 @@ def _resize_rows(rows: np.ndarray, weights: np.ndarray, indices: np.ndarray) -> 
 
     Works on a few output rows at a time, so that the floating-point workspace stays small.
     """
-    out = np.empty((len(indices), rows.shape[1]), rows.dtype)
     integer = np.issubdtype(rows.dtype, np.integer)
+    top = np.iinfo(rows.dtype).max if integer else 0
     working = np.float32 if rows.dtype == np.uint8 else np.float64
-    exact = integer and _sums_are_exact(weights, np.iinfo(rows.dtype).max, working)
-    for start in range(0, len(indices), _BAND):
-        band = slice(start, start + _BAND)
-        first = indices[band].min()
-        source = rows[first : indices[band].max() + 1]
-        matrix = np.zeros((len(indices[band]), len(source)))
+    margin = _error_bound(weights, top, working) if integer else 0.0
+    first, last = indices.min(axis=1), indices.max(axis=1) + 1
+    bands = [slice(start, start + _BAND) for start in range(0, len(indices), _BAND)]
+    spans = [slice(first[band].min(), last[band].max()) for band in bands]
+
+    out = np.empty((len(indices), rows.shape[1]), rows.dtype)
+    # Before the source rows one of ones, for what is added to every sum.
+    values = np.ones((1 + max(span.stop - span.start for span in spans), rows.shape[1]), working)
+    totals, wholes = np.empty((2, _BAND, rows.shape[1]), working)
+    for band, span in zip(bands, spans, strict=True):
+        taps = indices[band] - span.start
+        matrix = np.zeros((len(taps), 1 + span.stop - span.start))
         # Mirrored taps may fall on one row more than once.
-        np.add.at(matrix, (np.arange(len(matrix))[:, None], indices[band] - first), weights[band])
-        total = matrix.astype(working) @ source.astype(working)
-        if not integer:
+        np.add.at(matrix, (np.arange(len(taps))[:, None], 1 + taps), weights[band])
+        if integer:
+            matrix[:, 0] = 0.5 + margin
+        source = values[: matrix.shape[1]]
+        source[1:] = rows[span]
+        total = np.matmul(matrix.astype(working), source, out=totals[: len(taps)])
+        if integer:
+            np.clip(total, 0.5, top + 0.5, out=total)
+        if not margin:
             out[band] = total
             continue
-        top = np.iinfo(rows.dtype).max
-        total += 0.5
-        near = () if exact else _near_whole(total, top)
-        np.clip(total, 0, top, out=total)
-        out[band] = total
+        whole = np.floor(total, out=wholes[: len(taps)])
+        out[band] = whole
+        total -= whole
+        # Exact halves are common (one value in 162 at x3), and there the order of a sum decides to
+        # which side it is rounded.
+        near = np.flatnonzero(total < 2 * margin)
         if len(near):
-            row, column = near
-            again = _sums(source, weights[band], indices[band] - first, row, column)
-            out[start + row, column] = np.clip(again + 0.5, 0, top)
+            row, column = np.divmod(near, rows.shape[1])
+            again = _sums(rows[span], weights[band], taps, row, column)
+            out[band][row, column] = np.clip(again + 0.5, 0, top)
     return out
 
 
-def _sums_are_exact(weights: np.ndarray, top: int, working: type) -> bool:
-    """Whether sums of values up to `top` have no rounding error, in whatever order they are taken.
+def _error_bound(weights: np.ndarray, top: int, working: type) -> float:
+    """How far from the exact sum of values up to `top` one that is computed can be, in any order.
 
-    So it is at x2 and x4, where the weights are small multiples of a power of 1/2.
+    Twice the error of as many products and additions, and 0 where there is none: at x2 and x4 the
+    weights are small multiples of a power of 1/2.
     """
-    largest = top * np.abs(weights).sum(axis=1).max()
-    bits = np.finfo(working).nmant - math.ceil(math.log2(largest))
+    largest = top * np.abs(weights).sum(axis=1).max() + 1
+    limits = np.finfo(working)
+    bits = limits.nmant - math.ceil(math.log2(largest))
     scaled = weights * 2.0**bits
-    return bool((scaled == np.rint(scaled)).all())
-
-
-def _near_whole(total: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of sums that are too near to a whole number for their precision.
-
-    Exact halves are common (one value in 162 at x3), and there the order of a sum decides to which
-    side it is rounded.
-    """
-    distance = np.rint(total)
-    distance -= total
-    np.abs(distance, out=distance)
-    # Far above the error of some tens of products of values up to `top`.
-    near = np.flatnonzero(distance < 32 * top * np.finfo(total.dtype).eps)
-    return np.divmod(near, total.shape[1])
+    if (scaled == np.rint(scaled)).all():
+        return 0.0
+    return float((weights.shape[1] + 4) * limits.eps * largest)
 
 
 def _sums(

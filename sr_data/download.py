@@ -48,7 +48,12 @@ def download(
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
-            _fetch(url, partial, progress, retries, wait)
+            try:
+                _fetch(url, partial, progress, retries, wait)
+            finally:
+                if partial.exists() and partial.stat().st_size == 0:
+                    partial.unlink()
+                    _tag_file(partial).unlink(missing_ok=True)
             digest = file_sha256(partial)
             if sha256 is not None and digest != sha256.lower():
                 partial.unlink()
@@ -98,9 +103,9 @@ def _fetch(url: str, partial: Path, progress: bool, retries: int, wait: float) -
             except requests.RequestException as error:
                 failures = 1 if file.tell() > before else failures + 1
                 if failures > retries:
+                    kept = "what was downloaded is kept, " if file.tell() else ""
                     raise UserError(
-                        f"{url}: {_reason(error)}; what was downloaded is kept, run the same "
-                        "command again to go on"
+                        f"{url}: {_reason(error)}; {kept}run the same command again to go on"
                     ) from None
                 time.sleep(wait * 2 ** (failures - 1))
 
@@ -161,5 +166,22 @@ def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return f"no answer within {_TIMEOUT} s"
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
-        return "cannot be reached, or the connection was cut"
+        cause = _cause(error)
+        return f"cannot be reached: {cause}" if cause else "the connection was cut"
     return " ".join(str(error).split())
+
+
+def _cause(error: BaseException) -> str:
+    """What the system said, beneath the layers that requests and urllib3 put around it."""
+    told = ""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.strerror:
+            told = one.strerror
+        waiting += [one.__context__, one.__cause__, getattr(one, "reason", None), *one.args]
+    return told

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lmdb
@@ -19,13 +21,36 @@ _COMMIT_BYTES = 1 << 24
 _COMMIT_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells whether the files that a source is made from are still the same.
+
+    Attributes:
+        stamp: Their sizes and modification times: read without opening them, but another one when
+            they are only copied or touched.
+        checksum: Of their contents.
+    """
+
+    stamp: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A line of sources.tsv."""
+
+    fingerprint: Fingerprint
+    count: int
+    note: str
+
+
 class LmdbWriter:
     """Writes the sub-images of one data set into an LMDB folder.
 
     While it is being written the folder is called `NAME.lmdb.partial`; `finish` renames it. Beside
     `data.mdb` and `meta_info.txt`, which BasicSR reads, it has `recipe.json`, the settings the
     images were made with, and `sources.tsv`, one line for each source image that is in: name,
-    fingerprint, number of sub-images, note. A source's line is written after its sub-images are
+    stamp, checksum, number of sub-images, note. A source's line is written after its sub-images are
     on disk, so a source with a line is whole, and one without is made again.
 
     Args:
@@ -46,7 +71,7 @@ class LmdbWriter:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
         self._environment: lmdb.Environment | None = None
-        self._pending: list[tuple[str, str, list[bytes], str]] = []
+        self._pending: list[tuple[str, list[bytes], _Record]] = []
         self._pending_bytes = 0
         self._committed_at = time.monotonic()
         self.complete = path.exists()
@@ -58,7 +83,7 @@ class LmdbWriter:
             self._check_recipe(folder, recipe)
             self._sources = _read_sources(folder / "sources.tsv")
             if not self.complete:
-                self._write_sources()
+                self._write_sources(self._partial)
                 self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE)
         except (OSError, lmdb.Error) as error:
             raise _cannot_write(folder, error) from None
@@ -69,23 +94,53 @@ class LmdbWriter:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def has(self, source: str, fingerprint: str) -> bool:
-        """Whether all sub-images of a source file with this fingerprint are in."""
-        return self._sources.get(source, ("",))[0] == fingerprint
+    def has(self, source: str, stamp: str) -> bool:
+        """Whether all sub-images of a source with this stamp are in."""
+        record = self._sources.get(source)
+        return record is not None and record.fingerprint.stamp == stamp
 
-    def put(self, source: str, fingerprint: str, images: list[bytes], note: str = "") -> None:
+    def checksum(self, source: str) -> str | None:
+        """Of the files that a source's sub-images were made from; None when none are in."""
+        record = self._sources.get(source)
+        return None if record is None else record.fingerprint.checksum
+
+    def restamp(self, stamps: dict[str, str]) -> None:
+        """Give sources new stamps, as their files have the same contents as before.
+
+        Raises:
+            UserError: The disk is full or not writable, and the LMDB is not complete.
+        """
+        if not stamps:
+            return
+        for name, stamp in stamps.items():
+            record = self._sources[name]
+            fingerprint = replace(record.fingerprint, stamp=stamp)
+            self._sources[name] = replace(record, fingerprint=fingerprint)
+        if self.complete:
+            # Without it the next run only reads the files once more.
+            with suppress(OSError):
+                self._write_sources(self.path)
+            return
+        try:
+            self._write_sources(self._partial)
+        except OSError as error:
+            raise _cannot_write(self._partial, error) from None
+
+    def put(
+        self, source: str, fingerprint: Fingerprint, images: list[bytes], note: str = ""
+    ) -> None:
         """Add the sub-images of one source, as `SOURCE_s001`, `SOURCE_s002` and so on.
 
         Args:
             source: Name of the source image without its extension; also of the keys.
-            fingerprint: Changes when the source file does, so that it is then made anew.
+            fingerprint: Of the files that they are made from.
             images: PNG files. None at all also counts as done.
             note: Anything worth counting at the end, such as `grey`.
 
         Raises:
             UserError: The disk is full or not writable.
         """
-        self._pending.append((source, fingerprint, images, note))
+        self._pending.append((source, images, _Record(fingerprint, len(images), note)))
         self._pending_bytes += sum(map(len, images))
         is_due = time.monotonic() - self._committed_at >= _COMMIT_SECONDS
         if is_due or self._pending_bytes >= _COMMIT_BYTES:
@@ -93,19 +148,18 @@ class LmdbWriter:
 
     def counts(self) -> dict[str, int]:
         """Sources, sub-images, and sources by note, of what is committed."""
-        lines = list(self._sources.values())
-        counts = {"sources": len(lines), "sub-images": sum(line[1] for line in lines)}
-        for _, _, note in lines:
-            if note:
-                counts[note] = counts.get(note, 0) + 1
+        records = list(self._sources.values())
+        counts = {"sources": len(records), "sub-images": sum(record.count for record in records)}
+        for note in (record.note for record in records if record.note):
+            counts[note] = counts.get(note, 0) + 1
         return counts
 
     def finish(self, sources: dict[str, str]) -> None:
         """Check that every source is in, write meta_info.txt and rename the folder into place.
 
         Args:
-            sources: Fingerprint of each source that belongs in. Others that an earlier run put in
-                are removed.
+            sources: Stamp of each source that belongs in. Others that an earlier run put in are
+                removed.
 
         Raises:
             UserError: The disk is full or not writable.
@@ -128,7 +182,7 @@ class LmdbWriter:
             if not lines:
                 raise UserError(f"{self.path}: no image is large enough for a sub-image")
             write_atomically(self._partial / "meta_info.txt", "".join(lines).encode("ascii"))
-            self._write_sources()
+            self._write_sources(self._partial)
             self._environment.close()
             self._environment = None
             for left_over in self._partial.glob(".*.partial"):
@@ -165,9 +219,9 @@ class LmdbWriter:
                 "for; remove it or choose another --out"
             )
 
-    def _write_sources(self) -> None:
-        lines = [_source_line(name, *self._sources[name]) for name in sorted(self._sources)]
-        write_atomically(self._partial / "sources.tsv", "".join(lines).encode())
+    def _write_sources(self, folder: Path) -> None:
+        lines = [_source_line(name, self._sources[name]) for name in sorted(self._sources)]
+        write_atomically(folder / "sources.tsv", "".join(lines).encode())
 
     def _commit(self) -> None:
         if not self._pending:
@@ -177,34 +231,33 @@ class LmdbWriter:
             self._remove(replaced)
             self._transact(self._put_pending)
             with (self._partial / "sources.tsv").open("a") as file:
-                for name, fingerprint, images, note in self._pending:
-                    file.write(_source_line(name, fingerprint, len(images), note))
+                for name, _, record in self._pending:
+                    file.write(_source_line(name, record))
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, lmdb.Error) as error:
             # Not kept for `close` to try again: it would fail alike.
             self._pending, self._pending_bytes = [], 0
             raise _cannot_write(self._partial, error) from None
-        for name, fingerprint, images, note in self._pending:
-            self._sources[name] = (fingerprint, len(images), note)
+        self._sources.update({name: record for name, _, record in self._pending})
         self._pending, self._pending_bytes = [], 0
         self._committed_at = time.monotonic()
 
     def _put_pending(self, transaction: lmdb.Transaction) -> None:
-        for name, _, images, _ in self._pending:
+        for name, images, _ in self._pending:
             for index, content in enumerate(images, start=1):
                 transaction.put(_key(name, index), content)
 
     def _remove(self, names: list[str]) -> None:
         """Forget sources. Their lines go first, so that none stands without its sub-images."""
-        if not names:
-            return
         removed = {name: self._sources.pop(name) for name in names}
-        self._write_sources()
+        if not removed:
+            return
+        self._write_sources(self._partial)
 
         def delete(transaction: lmdb.Transaction) -> None:
-            for name, (_, count, _) in removed.items():
-                for index in range(1, count + 1):
+            for name, record in removed.items():
+                for index in range(1, record.count + 1):
                     transaction.delete(_key(name, index))
 
         self._transact(delete)
@@ -223,7 +276,7 @@ def _key(source: str, index: int) -> bytes:
     return f"{source}_s{index:03d}".encode("ascii")
 
 
-def _read_sources(path: Path) -> dict[str, tuple[str, int, str]]:
+def _read_sources(path: Path) -> dict[str, _Record]:
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -231,13 +284,21 @@ def _read_sources(path: Path) -> dict[str, tuple[str, int, str]]:
     sources = {}
     # A last line without its end was being written when the run was killed.
     for line in text[: text.rfind("\n") + 1].splitlines():
-        name, fingerprint, count, note = line.split("\t")
-        sources[name] = (fingerprint, int(count), note)
+        try:
+            name, stamp, checksum, count, note = line.split("\t")
+            sources[name] = _Record(Fingerprint(stamp, checksum), int(count), note)
+        except ValueError:
+            raise UserError(
+                f"{path}: not as this version of the tool writes it; remove {path.parent} or "
+                "choose another --out"
+            ) from None
     return sources
 
 
-def _source_line(name: str, fingerprint: str, count: int, note: str) -> str:
-    return f"{name}\t{fingerprint}\t{count}\t{note}\n"
+def _source_line(name: str, record: _Record) -> str:
+    fingerprint = record.fingerprint
+    fields = (name, fingerprint.stamp, fingerprint.checksum, str(record.count), record.note)
+    return "\t".join(fields) + "\n"
 
 
 def _as_json(recipe: dict) -> bytes:

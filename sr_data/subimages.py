@@ -1,5 +1,6 @@
 """From images to training LMDBs: sub-images of HR and, for each scale, of the LR to match."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import numpy as np
 from sr_data.errors import UserError
 from sr_data.images import BadInputs, encode_png, list_images, read_image
 from sr_data.imresize import imresize
-from sr_data.lmdb_writer import LmdbWriter
+from sr_data.lmdb_writer import Fingerprint, LmdbWriter
 from sr_data.parallel import run_jobs
 
 # 12 divides every side of DIV2K, so that one HR serves x2, x3 and x4; other images are cut to it.
@@ -69,17 +70,21 @@ class Source:
     hr: Path
     lr: dict[int, Path] = field(default_factory=dict)
 
-    def fingerprint(self, scale: int) -> str:
-        """Changes when a file that the sub-images of this scale (1: HR) are cut from does.
+    def files(self, scale: int) -> list[Path]:
+        """What the sub-images of this scale (1: HR) are cut from."""
+        return [self.hr] + ([self.lr[scale]] if scale in self.lr else [])
+
+    def stamp(self, scale: int) -> str:
+        """Sizes and modification times of the files for this scale, in bytes and nanoseconds.
 
         Raises:
             UserError: A file cannot be read.
         """
-        files = [self.hr] + ([self.lr[scale]] if scale in self.lr else [])
         try:
-            return "+".join(str(file.stat().st_size) for file in files)
+            found = [file.stat() for file in self.files(scale)]
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
+        return "+".join(f"{one.st_size}@{one.st_mtime_ns}" for one in found)
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,9 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Cut:
-    """PNG files of the sub-images by scale, and what to note of the source."""
+    """Checksums and PNG files of the sub-images by scale, and what to note of the source."""
 
+    checksums: dict[int, str]
     images: dict[int, list[bytes]]
     note: str
 
@@ -201,30 +207,32 @@ def pack_sub_images(
     """
     problems: list[str] = []
     readable: list[Source] = []
-    fingerprints: dict[int, dict[str, str]] = {scale: {} for scale in databases}
+    stamps: dict[int, dict[str, str]] = {scale: {} for scale in databases}
     for source in sources:
         try:
-            of_source = {scale: source.fingerprint(scale) for scale in databases}
+            of_source = {scale: source.stamp(scale) for scale in databases}
         except UserError as error:
             problems.append(str(error))
             continue
         readable.append(source)
-        for scale, fingerprint in of_source.items():
-            fingerprints[scale][source.name] = fingerprint
+        for scale, stamp in of_source.items():
+            stamps[scale][source.name] = stamp
 
     with ExitStack() as stack:
         writers: dict[int, LmdbWriter] = {}
         for scale, path in databases.items():
             writer = LmdbWriter(path, _recipe(readable, scale, cutting))
             writers[scale] = stack.enter_context(writer)
+        _recognise(readable, writers, stamps, workers)
+        for scale, writer in writers.items():
             if writer.complete:
-                _check_unchanged(writer, fingerprints[scale])
+                _check_unchanged(writer, stamps[scale])
         jobs = []
         for source in readable:
             scales = tuple(
                 scale
                 for scale, writer in writers.items()
-                if not writer.has(source.name, fingerprints[scale][source.name])
+                if not writer.has(source.name, stamps[scale][source.name])
             )
             if scales:
                 jobs.append(_Job(source, cutting, scales))
@@ -235,11 +243,12 @@ def pack_sub_images(
                 continue
             name = job.source.name
             for scale, images in cut.images.items():
-                writers[scale].put(name, fingerprints[scale][name], images, cut.note)
+                fingerprint = Fingerprint(stamps[scale][name], cut.checksums[scale])
+                writers[scale].put(name, fingerprint, images, cut.note)
         if problems:
             raise BadInputs(sorted(problems))
         for scale, writer in writers.items():
-            writer.finish(fingerprints[scale])
+            writer.finish(stamps[scale])
         return next(iter(writers.values())).counts()
 
 
@@ -255,10 +264,52 @@ def _recipe(sources: list[Source], scale: int, cutting: Cutting) -> dict:
     }
 
 
-def _check_unchanged(writer: LmdbWriter, fingerprints: dict[str, str]) -> None:
-    changed = [name for name, value in fingerprints.items() if not writer.has(name, value)]
-    if changed or writer.counts()["sources"] != len(fingerprints):
-        what = f"{changed[0]} was not among them" if changed else "some are missing now"
+def _recognise(
+    sources: list[Source],
+    writers: dict[int, LmdbWriter],
+    stamps: dict[int, dict[str, str]],
+    workers: int | None,
+) -> None:
+    """Find those sources whose files have other stamps but the contents that are packed."""
+    jobs = []
+    for source in sources:
+        scales = tuple(
+            scale
+            for scale, writer in writers.items()
+            if writer.checksum(source.name) is not None
+            and not writer.has(source.name, stamps[scale][source.name])
+        )
+        if scales:
+            jobs.append((source, scales))
+    same: dict[int, dict[str, str]] = {scale: {} for scale in writers}
+    title = "comparing with what is packed"
+    for (source, _), checksums in run_jobs(_checksums, jobs, len(jobs), title, workers):
+        # What cannot be read now is an error when it is to be cut.
+        for scale, checksum in {} if isinstance(checksums, UserError) else checksums.items():
+            if writers[scale].checksum(source.name) == checksum:
+                same[scale][source.name] = stamps[scale][source.name]
+    for scale, writer in writers.items():
+        writer.restamp(same[scale])
+
+
+def _checksums(job: tuple[Source, tuple[int, ...]]) -> dict[int, str]:
+    """SHA-256 of the files for each scale."""
+    source, scales = job
+    files = {file for scale in scales for file in source.files(scale)}
+    try:
+        digests = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    return {scale: "+".join(digests[file] for file in source.files(scale)) for scale in scales}
+
+
+def _check_unchanged(writer: LmdbWriter, stamps: dict[str, str]) -> None:
+    changed = [name for name, stamp in stamps.items() if not writer.has(name, stamp)]
+    if changed or writer.counts()["sources"] != len(stamps):
+        what = "some are missing now"
+        if changed:
+            known = writer.checksum(changed[0]) is not None
+            what = f"{changed[0]} {'has changed since' if known else 'was not among them'}"
         raise UserError(
             f"{writer.path}: was made from other images ({what}); remove it or choose another --out"
         )
@@ -266,12 +317,14 @@ def _check_unchanged(writer: LmdbWriter, fingerprints: dict[str, str]) -> None:
 
 def _cut_source(job: _Job) -> _Cut:
     source, cutting = job.source, job.cutting
+    # Before the images are read: should one change meanwhile, the next run makes it anew.
+    checksums = _checksums((source, job.scales))
     hr, was_grey = read_image(source.hr)
     full_height, full_width = hr.shape[:2]
     height, width = (side - side % cutting.multiple for side in (full_height, full_width))
     if min(height, width) < cutting.smallest_side:
         if cutting.skip_small:
-            return _Cut({scale: [] for scale in job.scales}, "small")
+            return _Cut(checksums, {scale: [] for scale in job.scales}, "small")
         raise UserError(
             f"{source.hr}: {full_width}x{full_height} pixels, too small for a sub-image of "
             f"{cutting.crop_size}; take it out, or leave out all such images with --skip-small"
@@ -288,7 +341,7 @@ def _cut_source(job: _Job) -> _Cut:
             image = imresize(hr, 1 / scale)
         pieces = cut_into_sub_images(image, cutting.crop_size // scale, cutting.step // scale)
         images[scale] = [encode_png(piece) for piece in pieces]
-    return _Cut(images, "grey" if was_grey else "")
+    return _Cut(checksums, images, "grey" if was_grey else "")
 
 
 def _official_lr(source: Source, scale: int, height: int, width: int) -> np.ndarray:

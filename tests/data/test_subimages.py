@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -153,10 +155,12 @@ def test_bad_images_are_all_named_and_cost_nothing_of_the_others(tmp_path, hr):
     assert "0006.png: 90x47 pixels, too small for a sub-image of 48" in error.value.lines[2]
     assert not any(path.exists() for path in paths.values())
 
-    # What is done is not read again: spoilt files of the same size do no harm.
+    # What is done is not read again: spoilt files of the same size and time do no harm.
     for name in ("0001", "0002", "0003"):
         path = hr / f"{name}.png"
-        path.write_bytes(bytes(path.stat().st_size))
+        before = path.stat()
+        path.write_bytes(bytes(before.st_size))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     (hr / "0004.png").write_bytes(good)
     (hr / "0005.png").unlink()
     (hr / "0006.png").unlink()
@@ -174,6 +178,69 @@ def test_a_second_run_does_only_what_is_missing(tmp_path, hr):
     assert counts["sub-images"] == 18
     assert (tmp_path / "X1.lmdb" / "data.mdb").stat().st_mtime_ns == before
     assert list(read(tmp_path / "X4.lmdb")) == list(read(tmp_path / "X1.lmdb"))
+
+
+def change_in_place(path: Path) -> None:
+    """Changes the pixels of an uncompressed image, and so not its size."""
+    size = path.stat().st_size
+    write(path, 255 - cv2.imread(str(path))[..., ::-1])
+    assert path.stat().st_size == size
+    touch(path)
+
+
+def touch(path: Path) -> None:
+    """Gives a file a later modification time, by more than any file system's resolution."""
+    found = path.stat()
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 4 * 10**9))
+
+
+def last_transaction(path: Path) -> int:
+    """Number of the last change to an LMDB."""
+    with lmdb.open(str(path), readonly=True, lock=False) as environment:
+        return environment.info()["last_txnid"]
+
+
+@pytest.fixture
+def bmp(hr) -> Path:
+    """One of the photographs as BMP, beside a file that keeps its LMDB from being finished."""
+    path = hr / "0002.bmp"
+    write(path, cv2.imread(str(hr / "0002.png"))[..., ::-1])
+    (hr / "0002.png").unlink()
+    (hr / "bad.png").write_text("no image")
+    return path
+
+
+def test_an_image_that_changed_but_not_in_size_is_made_again(tmp_path, hr, bmp):
+    paths = databases(tmp_path, 1, 2)
+    with pytest.raises(BadInputs, match="bad.png"):
+        pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
+    (hr / "bad.png").unlink()
+    change_in_place(bmp)
+    pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
+    changed = cv2.imread(str(bmp))
+    assert np.array_equal(read(paths[1])["0002_s001"], changed)
+    assert np.array_equal(read(paths[2])["0002_s001"], imresize(changed, 1 / 2))
+    change_in_place(bmp)
+    with pytest.raises(UserError, match="made from other images .0002 has changed since"):
+        pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
+
+
+def test_images_that_were_only_copied_or_touched_are_not_made_again(tmp_path, hr, bmp):
+    paths = databases(tmp_path, 1, 2)
+    with pytest.raises(BadInputs, match="bad.png"):
+        pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
+    (hr / "bad.png").unlink()
+    for path in hr.iterdir():
+        touch(path)
+    before = last_transaction(tmp_path / "X2.lmdb.partial")
+    pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
+    assert last_transaction(paths[2]) == before
+    copy = tmp_path / "copy"
+    shutil.copytree(hr, copy, copy_function=shutil.copyfile)
+    counts = pack_sub_images(find_sources([copy], "--hr"), paths, CUTTING, workers=1)
+    assert counts["sources"] == 3
+    stamps = {line.split("\t")[1] for line in (paths[1] / "sources.tsv").read_text().splitlines()}
+    assert stamps == {source.stamp(1) for source in find_sources([copy], "--hr")}
 
 
 def test_finished_lmdbs_of_other_images_are_not_mistaken_for_these(tmp_path, hr):

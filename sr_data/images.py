@@ -112,13 +112,21 @@ def png_shape(content: bytes) -> tuple[int, int, int]:
     return height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[header[25]]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it into place, making its folder if needed."""
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file beside its place and rename it into place, making its folder if needed.
+
+    Args:
+        path: The file.
+        content: All of it, or its parts in order.
+
+    Raises:
+        OSError: The disk is full or not writable; the file is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with beside.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

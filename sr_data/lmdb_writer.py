@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ class _Record:
 
     fingerprint: Fingerprint
     count: int
+    shape: str
     note: str
 
 
@@ -50,8 +52,8 @@ class LmdbWriter:
     While it is being written the folder is called `NAME.lmdb.partial`; `finish` renames it. Beside
     `data.mdb` and `meta_info.txt`, which BasicSR reads, it has `recipe.json`, the settings the
     images were made with, and `sources.tsv`, one line for each source image that is in: name,
-    stamp, checksum, number of sub-images, note. A source's line is written after its sub-images are
-    on disk, so a source with a line is whole, and one without is made again.
+    stamp, checksum, number and shape of its sub-images, note. A source's line is written after its
+    sub-images are on disk, so a source with a line is whole, and one without is made again.
 
     Args:
         path: The LMDB folder, ending in `.lmdb`.
@@ -134,13 +136,18 @@ class LmdbWriter:
         Args:
             source: Name of the source image without its extension; also of the keys.
             fingerprint: Of the files that they are made from.
-            images: PNG files. None at all also counts as done.
+            images: PNG files, all of one shape. None at all also counts as done.
             note: Anything worth counting at the end, such as `grey`.
 
         Raises:
             UserError: The disk is full or not writable.
+            ValueError: The images are no PNG files, or not of one shape.
         """
-        self._pending.append((source, images, _Record(fingerprint, len(images), note)))
+        shapes = {",".join(map(str, png_shape(image))) for image in images}
+        if len(shapes) > 1:
+            raise ValueError(f"{source}: sub-images of several shapes: {', '.join(shapes)}")
+        record = _Record(fingerprint, len(images), "".join(shapes), note)
+        self._pending.append((source, images, record))
         self._pending_bytes += sum(map(len, images))
         is_due = time.monotonic() - self._committed_at >= _COMMIT_SECONDS
         if is_due or self._pending_bytes >= _COMMIT_BYTES:
@@ -173,15 +180,9 @@ class LmdbWriter:
             raise RuntimeError(f"{self.path}: {len(missing)} sources missing, such as {missing[0]}")
         try:
             self._remove([name for name in self._sources if name not in sources])
-            lines = []
-            with self._environment.begin(buffers=True) as transaction:
-                for key, content in transaction.cursor():
-                    height, width, channels = png_shape(content)
-                    shape = f"({height},{width},{channels})"
-                    lines.append(f"{bytes(key).decode('ascii')}.png {shape} {PNG_LEVEL}\n")
-            if not lines:
+            if self.counts()["sub-images"] == 0:
                 raise UserError(f"{self.path}: no image is large enough for a sub-image")
-            write_atomically(self._partial / "meta_info.txt", "".join(lines).encode("ascii"))
+            write_atomically(self._partial / "meta_info.txt", self._meta_info())
             self._write_sources(self._partial)
             self._environment.close()
             self._environment = None
@@ -218,6 +219,13 @@ class LmdbWriter:
                 f"{folder}: was made with {key} {found.get(key)}, now {wanted.get(key)} is asked "
                 "for; remove it or choose another --out"
             )
+
+    def _meta_info(self) -> Iterator[bytes]:
+        # Of what was noted, not of the LMDB: reading that would map all of it into memory.
+        for name in sorted(self._sources):
+            record = self._sources[name]
+            for index in range(1, record.count + 1):
+                yield _key(name, index) + f".png ({record.shape}) {PNG_LEVEL}\n".encode("ascii")
 
     def _write_sources(self, folder: Path) -> None:
         lines = [_source_line(name, self._sources[name]) for name in sorted(self._sources)]
@@ -285,8 +293,8 @@ def _read_sources(path: Path) -> dict[str, _Record]:
     # A last line without its end was being written when the run was killed.
     for line in text[: text.rfind("\n") + 1].splitlines():
         try:
-            name, stamp, checksum, count, note = line.split("\t")
-            sources[name] = _Record(Fingerprint(stamp, checksum), int(count), note)
+            name, stamp, checksum, count, shape, note = line.split("\t")
+            sources[name] = _Record(Fingerprint(stamp, checksum), int(count), shape, note)
         except ValueError:
             raise UserError(
                 f"{path}: not as this version of the tool writes it; remove {path.parent} or "
@@ -296,8 +304,8 @@ def _read_sources(path: Path) -> dict[str, _Record]:
 
 
 def _source_line(name: str, record: _Record) -> str:
-    fingerprint = record.fingerprint
-    fields = (name, fingerprint.stamp, fingerprint.checksum, str(record.count), record.note)
+    stamp, checksum = record.fingerprint.stamp, record.fingerprint.checksum
+    fields = (name, stamp, checksum, str(record.count), record.shape, record.note)
     return "\t".join(fields) + "\n"
 
 

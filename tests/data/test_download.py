@@ -182,8 +182,9 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 
 
 def test_no_server_is_an_error_of_one_line(server, tmp_path):
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(UserError, match="cannot be reached: Connection refused; run the same"):
         download("http://127.0.0.1:1/file", tmp_path / "file", progress=False, retries=0)
+    assert names(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written_is_an_error_of_one_line(server, tmp_path):

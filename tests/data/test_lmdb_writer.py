@@ -115,6 +115,13 @@ def test_a_record_that_cannot_be_read_is_an_error_of_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_sub_images_of_one_source_have_one_shape(tmp_path):
+    with LmdbWriter(tmp_path / "set.lmdb", RECIPE) as writer:
+        images = encoded(pictures(1) + pictures(1, side=30))
+        with pytest.raises(ValueError, match="a: sub-images of several shapes"):
+            writer.put("a", Fingerprint("1", "sum"), images)
+
+
 def test_it_cannot_be_finished_before_every_source_is_in(tmp_path):
     with LmdbWriter(tmp_path / "set.lmdb", RECIPE) as writer:
         writer.put("a", Fingerprint("1", "sum"), encoded(pictures(1)))

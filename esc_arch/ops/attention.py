@@ -113,7 +113,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int)
     """Backend on a CPU kernel of our own: see `window_attention`."""
     if not _fused_can_run(q):
         raise BackendUnavailableError(
-            "it needs the CPU, float32 or narrower, and a C++ compiler when the package is installed"
+            "it needs the CPU, float32 or narrower, and a C++ compiler at installation"
         )
     with torch.autocast("cpu", enabled=False):
         inputs = (t.float() for t in (q, k, v, bias_table))

@@ -128,56 +128,59 @@ struct Layout {
         has_padding(keys != pixels) {}
 
   int key(int pixel) const { return pixel / window * padded_window + pixel % window; }
-  // Where in the table the bias of a query and the first key lies. A query of the padding repeats
-  // the last one.
-  int query_offset(int query) const {
-    query = query < pixels ? query : pixels - 1;
-    return (window - 1 - query / window) * table_width + window - 1 - query % window;
-  }
 };
 
-// Where in the table, from a query's first key on, a vector of keys starts; and -1e30 for padding.
-struct Keys {
+// Where the table holds the bias of a query and a key: at query[q] + key[vector of keys], which are
+// consecutive within a vector. What is added to padding, -1e30, leaves it no weight.
+struct Places {
   const Layout& at;
-  int* offset;
+  int *query, *key;
   float* mask;
 
-  Keys(const Layout& at, Scratch& scratch)
-      : at(at), offset(scratch.ints(at.keys / WIDTH)), mask(scratch.floats(at.keys)) {
-    for (int key = 0; key < at.keys; ++key) {
-      const int row = key / at.padded_window, column = key % at.padded_window;
+  Places(const Layout& at, Scratch& scratch)
+      : at(at),
+        query(scratch.ints(at.queries)),
+        key(scratch.ints(at.keys / WIDTH)),
+        mask(scratch.floats(at.keys)) {
+    for (int i = 0; i < at.queries; ++i) {
+      const int pixel = smaller(i, at.pixels - 1);  // The padding repeats the last query.
+      const int row = pixel / at.window, column = pixel % at.window;
+      query[i] = (at.window - 1 - row) * at.table_width + at.window - 1 - column;
+    }
+    for (int i = 0; i < at.keys; ++i) {
+      const int row = i / at.padded_window, column = i % at.padded_window;
       const bool real = row < at.window && column < at.window;
-      mask[key] = real ? 0.f : -1e30f;
-      if (key % WIDTH == 0) offset[key / WIDTH] = real ? row * at.table_width + column : 0;
+      mask[i] = real ? 0.f : -1e30f;
+      if (i % WIDTH == 0) key[i / WIDTH] = real ? row * at.table_width + column : 0;
     }
   }
 };
 
+// What a tile of scores starts from.
 struct Bias {
-  const Keys& keys;
   const float* table;
-  int query, key;
+  const int *query, *key;
 
   Vec operator()(int row, int column) const {
-    const int at = key + column;
-    return load(table + keys.at.query_offset(query + row) + keys.offset[at / WIDTH]);
+    return load(table + query[row] + key[column / WIDTH]);
   }
 };
-struct MaskedBias : Bias {
-  Vec operator()(int row, int column) const {
-    return Bias::operator()(row, column) + load(keys.mask + key + column);
-  }
+struct MaskedBias {
+  Bias bias;
+  const float* mask;
+
+  Vec operator()(int row, int column) const { return bias(row, column) + load(mask + column); }
 };
 
 // Biased scores of some queries and keys: (queries, keys) from q (queries, dim), k (dim, all keys).
-inline void score_tile(const Keys& keys, const float* table, const float* q, const float* k,
+inline void score_tile(const Places& places, const float* table, const float* q, const float* k,
                        int query, int queries, int key, int key_count, float* scores) {
-  const Layout& at = keys.at;
+  const Layout& at = places.at;
   const float* q_tile = q + query * at.padded_dim;
-  const Bias bias{keys, table, query, key};
+  const Bias bias{table, places.query + query, places.key + key / WIDTH};
   if (at.has_padding)
     multiply(queries, key_count, at.dim, q_tile, at.padded_dim, 1, k + key, at.keys, scores,
-             key_count, MaskedBias{bias});
+             key_count, MaskedBias{bias, places.mask + key});
   else
     multiply(queries, key_count, at.dim, q_tile, at.padded_dim, 1, k + key, at.keys, scores,
              key_count, bias);
@@ -211,7 +214,7 @@ void forward(int window, int dim, const Strided& q, const Strided& k, const Stri
              const float* table, const Strided& out, float* log_sums) {
   const Layout at(window, dim, FORWARD_QUERIES);
   Scratch scratch;
-  const Keys keys(at, scratch);
+  const Places places(at, scratch);
   float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
   float* q_packed = scratch.floats(at.queries * at.padded_dim);
   float* k_packed = scratch.floats(at.keys * at.padded_dim);
@@ -229,7 +232,7 @@ void forward(int window, int dim, const Strided& q, const Strided& k, const Stri
     std::memset(sums, 0, sizeof(float) * FORWARD_QUERIES * at.padded_dim);
     for (int key = 0; key < at.keys; key += FORWARD_KEYS) {
       const int count = smaller(FORWARD_KEYS, at.keys - key);
-      score_tile(keys, table_packed, q_packed, k_packed, query, FORWARD_QUERIES, key, count, scores);
+      score_tile(places, table_packed, q_packed, k_packed, query, FORWARD_QUERIES, key, count, scores);
       for (int i = 0; i < FORWARD_QUERIES; ++i) {
         float* row = scores + i * count;
         Vec highest = load(row);
@@ -265,7 +268,7 @@ void backward(int window, int dim, const Strided& q, const Strided& k, const Str
               const Strided& grad_v, float* grad_table) {
   const Layout at(window, dim, BACKWARD_QUERIES);
   Scratch scratch;
-  const Keys keys(at, scratch);
+  const Places places(at, scratch);
   const int query_size = at.queries * at.padded_dim, key_size = at.keys * at.padded_dim;
   float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
   float* q_packed = scratch.floats(query_size);
@@ -302,18 +305,18 @@ void backward(int window, int dim, const Strided& q, const Strided& k, const Str
     std::memset(grad_q_sums, 0, sizeof(float) * BACKWARD_QUERIES * at.padded_dim);
     for (int key = 0; key < at.keys; key += BACKWARD_KEYS) {
       const int count = smaller(BACKWARD_KEYS, at.keys - key);
-      score_tile(keys, table_packed, q_packed, k_transposed, query, BACKWARD_QUERIES, key, count,
+      score_tile(places, table_packed, q_packed, k_transposed, query, BACKWARD_QUERIES, key, count,
                  weights);
       multiply(BACKWARD_QUERIES, count, dim, grad_out_tile, at.padded_dim, 1, v_transposed + key,
                at.keys, grad_scores, count, Zero());
       for (int i = 0; i < BACKWARD_QUERIES; ++i) {
-        float* table_row = grad_table + at.query_offset(query + i);
+        float* table_row = grad_table + places.query[query + i];
         for (int j = 0; j < count; j += WIDTH) {
           const Vec weight = exp2(load(weights + i * count + j) - log_sum[i]);
           const Vec grad = weight * (load(grad_scores + i * count + j) - delta[i]);
           store(weights + i * count + j, weight);
           store(grad_scores + i * count + j, grad);
-          float* place = table_row + keys.offset[(key + j) / WIDTH];
+          float* place = table_row + places.key[(key + j) / WIDTH];
           store(place, load(place) + grad);
         }
       }

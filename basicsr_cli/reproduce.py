@@ -60,7 +60,13 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from esc_arch.errors import UserError
-    from esc_arch.reproduce import MODELS, measure_complexity, measure_quality, save_tables
+    from esc_arch.reproduce import (
+        MODELS,
+        measure_complexity,
+        measure_quality,
+        remedies,
+        save_tables,
+    )
 
     models = list(dict.fromkeys(args.models or MODELS))
     for model in models:
@@ -88,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         ) from None
 
     print(text)
+    for line in remedies(quality, args.data, args.weights):
+        print(line)
     print(f"Saved in {args.output}")
     for error in errors:
         print(f"basicsr: error: {error}", file=sys.stderr)

@@ -18,13 +18,14 @@ from typing import Any
 import yaml
 
 from esc_arch.checkpoint_io import write_atomically
-from esc_arch.checkpoints import PUBLISHED, verify_checkpoint
+from esc_arch.checkpoints import PRETRAINED_FOLDER, PUBLISHED, verify_checkpoint
 from esc_arch.complexity import paper_complexity, paper_input_size
 from esc_arch.errors import UserError
 from sr_data.benchmark_sets import BENCHMARK_SETS
 from sr_data.images import IMAGE_SUFFIXES
 
 CUT_OFF = "yes, cut off"
+NO_WEIGHTS, NO_IMAGES = "no weights: ", "no images: "
 
 # What the paper prints that cannot be meant: (trained_on, method, scale, column) -> why.
 MISPRINTS = {
@@ -178,8 +179,8 @@ def measure_quality(
     sets = {one: _paths(data, one, scale) for one in BENCHMARK_SETS}
     missing = {one: [path for path in paths if not path.is_dir()] for one, paths in sets.items()}
     if not checkpoint.is_file():
-        return _rows(model, scale, {}, dict.fromkeys(sets, f"no weights: {checkpoint}")), None
-    notes = {one: f"no images: {paths[0]}" if paths else "" for one, paths in missing.items()}
+        return _rows(model, scale, {}, dict.fromkeys(sets, f"{NO_WEIGHTS}{checkpoint}")), None
+    notes = {one: f"{NO_IMAGES}{paths[0]}" if paths else "" for one, paths in missing.items()}
     found = {one: paths for one, paths in sets.items() if not missing[one]}
     if not found:
         return _rows(model, scale, {}, notes), None
@@ -194,6 +195,35 @@ def measure_quality(
         if count != BENCHMARK_SETS[one][0]:
             notes[one] = f"{count} images; the set has {BENCHMARK_SETS[one][0]}"
     return _rows(model, scale, figures, notes), None
+
+
+def remedies(quality: Sequence[Quality], data: Path, weights: Path) -> list[str]:
+    """How to get what rows lack.
+
+    Args:
+        quality: Rows of `measure_quality`.
+        data: Its folder of benchmark sets.
+        weights: Its folder of checkpoints.
+
+    Returns:
+        At most a line for the weights and one for the images.
+    """
+    lines = []
+    lacking = [row for row in quality if row.note.startswith(NO_WEIGHTS)]
+    if lacking:
+        names = dict.fromkeys(MODELS[row.model].weights(row.scale) for row in lacking)
+        line = f"no weights: get them with: basicsr checkpoints download {' '.join(names)}"
+        if weights != PRETRAINED_FOLDER:
+            line += f", and move them from {PRETRAINED_FOLDER} to {weights}"
+        lines.append(line)
+    lacking = [row for row in quality if row.note.startswith(NO_IMAGES)]
+    if lacking:
+        sets = " ".join(dict.fromkeys(row.dataset for row in lacking))
+        lines.append(
+            "no images: make them with: python datasets_prep/benchmarks.py --src DIR "
+            f"--out {data} --sets {sets}, where DIR has the sets as they were downloaded"
+        )
+    return lines
 
 
 def _paths(data: Path, dataset: str, scale: int) -> tuple[Path, Path]:

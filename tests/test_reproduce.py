@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from esc_arch.archs import ESC
+from esc_arch.checkpoints import PRETRAINED_FOLDER
 from esc_arch.reproduce import (
     MODELS,
     Complexity,
@@ -17,6 +18,7 @@ from esc_arch.reproduce import (
     measure_quality,
     paper_table,
     read_log,
+    remedies,
 )
 from sr_data.imresize import imresize
 
@@ -81,6 +83,10 @@ def test_the_figures_are_those_of_basicsr_test(tmp_path, photographs, run_basics
     assert float(by_set["Set5"][5]) == pytest.approx(float(by_set["Set5"][3]) - 38.24, abs=0.00501)
     assert by_set["Set5"][9] == "1 images; the set has 5"
     assert by_set["Urban100"][9] == "no images: datasets/benchmarks/Urban100/HR"
+    assert (
+        "no images: make them with: python datasets_prep/benchmarks.py --src DIR "
+        "--out datasets/benchmarks --sets B100 Urban100 Manga109, where"
+    ) in done.stdout
     assert "| ESC_light | x2    | Set5" in done.stdout
     assert done.stdout.startswith(
         (tmp_path / "results/reproduce/reproduce.md").read_text().splitlines()[0]
@@ -119,6 +125,9 @@ def test_without_weights_every_set_has_a_row_that_says_so(tmp_path):
         assert row.psnr == row.ssim == ""
         assert row.note == f"no weights: {tmp_path / 'weights' / 'ESC_DIV2K_X3.pth'}"
     assert (rows[3].paper_psnr, rows[3].paper_ssim) == ("29.28", "0.8739")
+    assert remedies(rows, tmp_path, PRETRAINED_FOLDER) == [
+        "no weights: get them with: basicsr checkpoints download ESC_DIV2K_X3"
+    ]
 
 
 def test_weights_of_another_network_give_a_row_and_an_error(tmp_path, photographs, run_basicsr):

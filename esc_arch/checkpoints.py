@@ -4,6 +4,7 @@ The network is found from the names and shapes of a file's tensors alone, so a f
 file beside it.
 """
 
+import difflib
 import math
 import os
 import re
@@ -368,10 +369,17 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
         raise UserError(
             f"{given}: no such checkpoint here; get it with: basicsr checkpoints download {stem}"
         )
-    hint = ""
-    if _is_bare_name(given):
+    hint = _did_you_mean(stem)
+    if not hint and _is_bare_name(given):
         hint = "; it is neither a file nor a name that `basicsr checkpoints list` shows"
     raise UserError(f"{given}: no such checkpoint{hint}")
+
+
+def _did_you_mean(name: str) -> str:
+    """The end of an error: the checkpoint that was probably meant, in any letter case."""
+    known = {other.lower(): other for other in (*PUBLISHED, *shipped())}
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+    return f"; did you mean {known[close[0]]}?" if close else ""
 
 
 def _is_bare_name(name_or_path: str | os.PathLike) -> bool:
@@ -396,7 +404,8 @@ def published(name: str) -> Published:
     entry = PUBLISHED.get(_checkpoint_name(name.removesuffix(".pth")) or "")
     if entry is None:
         raise UserError(
-            f"{name}: not a published checkpoint; `basicsr checkpoints list` shows their names"
+            f"{name}: not a published checkpoint"
+            f"{_did_you_mean(name) or '; `basicsr checkpoints list` shows their names'}"
         )
     return entry
 

@@ -80,8 +80,16 @@ def build_parser() -> argparse.ArgumentParser:
         module = importlib.import_module(module_name)
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+        subparser.set_defaults(run=module.run, subparser=subparser)
     return parser
+
+
+def _refuse(unknown: Sequence[str], subparser: argparse.ArgumentParser) -> NoReturn:
+    """Name arguments that nobody takes, and the help of the subcommand that might."""
+    flags = [flag for action in subparser._actions for flag in action.option_strings]
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+    hint = f": did you mean {close[0]}?" if close else ""
+    subparser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 when all went well, 2 when the user can mend it (the reason is one line
         on stderr), 130 after Ctrl-C. Any other failure is raised, and so ends with status 1.
     """
-    args = build_parser().parse_args(argv)
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        _refuse(unknown, args.subparser)
     try:
         return args.run(args)
     except KeyboardInterrupt:

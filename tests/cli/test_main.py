@@ -60,6 +60,15 @@ def test_version_names_what_is_installed(run_basicsr: Run) -> None:
         ([], "the following arguments are required: SUBCOMMAND"),
         (["train"], "the following arguments are required: -opt"),
         (["train", "-opt", "a.yml", "--launcher", "mpi"], "invalid choice: 'mpi'"),
+        (
+            ["train", "-opt", "a.yml", "--autoresume"],
+            "unrecognized arguments: --autoresume: did you mean --auto_resume? "
+            "(see basicsr train --help)",
+        ),
+        (
+            ["checkpoints", "list", "--all"],
+            "unrecognized arguments: --all (see basicsr checkpoints --help)",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esc_arch.errors import UserError
 
@@ -148,6 +148,30 @@ def select_params(
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else "no mapping"
         raise UserError(f"{path}: has no tensors under '{param_key}' (it has: {keys or 'nothing'})")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike, strict: bool = True
+) -> None:
+    """Load tensors into a network.
+
+    Args:
+        network: The network; may be without memory for its weights (on `meta`).
+        weights: What `select_params` returned.
+        path: The file, for the error.
+        strict: Whether names must be the same on both sides.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    try:
+        network.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        shown = " ".join(reasons[:2]) + (" ..." if len(reasons) > 2 else "")
+        raise UserError(
+            f"{path}: does not fit {type(network).__name__} with these options: {shown}"
+        ) from None
 
 
 def newest_whole_state(

@@ -175,8 +175,13 @@ def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
 
-    run = Run(tmp_path, "-opt", options, "--auto_resume")
+    changes = ["train:optim_g:lr=2e-4", "train:scheduler:milestones=[4]"]
+    run = Run(tmp_path, "-opt", options, "--auto_resume", "--force_yml", *changes)
     assert run.finish() == 0, run.log[-3000:]
+    assert (
+        "WARNING: Resuming keeps what the training state says: lr 0.001 (the options say 0.0002), "
+        "milestones [3] (the options say [4]). To change it, start a new run from the weights"
+    ) in run.log
     assert re.search(r"not resumed from iteration 6: .*net_g_6.pth: not a checkpoint", run.log)
     assert re.search(r"not resumed from iteration 4: .*4.state: damaged", run.log)
     assert sorted(losses(run.log)) == [3, 4, 5, 6]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import nn
 
-from esc_arch.checkpoint_io import load_state, save_state, select_params, write_atomically
+from esc_arch.checkpoint_io import (
+    load_state,
+    load_weights,
+    save_state,
+    select_params,
+    write_atomically,
+)
 from esc_arch.checkpoints import resolve
-from esc_arch.errors import UserError
 from esc_arch.random_states import (
     random_states_kept,
     random_states_of_all_processes,
@@ -20,6 +26,8 @@ from esc_arch.random_states import (
 )
 
 VALIDATION_FILE = "validation.json"
+# Options of BasicSR's schedulers, which keep them under these names.
+SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
 
 
 class Checkpointing:
@@ -61,14 +69,7 @@ class Checkpointing:
         weights = select_params(load_state(load_path), load_path, param_key)
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
         self._print_different_keys_loading(net, weights, strict)
-        try:
-            net.load_state_dict(weights, strict=strict)
-        except RuntimeError as error:
-            reasons = [line.strip() for line in str(error).splitlines()[1:]]
-            shown = " ".join(reasons[:2]) + (" ..." if len(reasons) > 2 else "")
-            raise UserError(
-                f"{load_path}: does not fit {type(net).__name__} with these options: {shown}"
-            ) from None
+        load_weights(net, weights, load_path, strict)
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write weights and training state, as far as they are sound and there is room.
@@ -155,7 +156,19 @@ class Checkpointing:
         Args:
             resume_state: What was loaded from the .state file.
         """
+        asked = self._options_in_use()
         super().resume_training(resume_state)
+        saved = self._options_in_use()
+        changed = [
+            f"{name} {saved[name]} (the options say {value})"
+            for name, value in asked.items()
+            if name in saved and saved[name] != value
+        ]
+        if changed:
+            get_root_logger().warning(
+                f"Resuming keeps what the training state says: {', '.join(changed)}. To change it, "
+                "start a new run from the weights (path: pretrain_network_g)."
+            )
         if resume_state.get("scaler"):
             self.scaler.load_state_dict(resume_state["scaler"])
         if resume_state.get("place_in_data") is not None:
@@ -166,6 +179,27 @@ class Checkpointing:
                 "The training state is of another number of processes or of another tool: random "
                 "numbers begin anew."
             )
+
+    def _options_in_use(self) -> dict[str, Any]:
+        """What optimizers and schedulers are set to, by the option's name."""
+        found: dict[str, Any] = {}
+        for number, optimizer in enumerate(self.optimizers, start=1):
+            prefix = f"optimizer {number}: " if len(self.optimizers) > 1 else ""
+            for group in optimizer.param_groups:
+                for name in ("initial_lr", "weight_decay", "betas", "momentum"):
+                    if name in group:
+                        value = group[name]
+                        value = list(value) if isinstance(value, tuple) else value
+                        found[f"{prefix}{name.removeprefix('initial_')}"] = value
+        for number, scheduler in enumerate(self.schedulers, start=1):
+            prefix = f"scheduler {number}: " if len(self.schedulers) > 1 else ""
+            for name in SCHEDULE:
+                if hasattr(scheduler, name):
+                    value = getattr(scheduler, name)
+                    # BasicSR counts milestones.
+                    value = sorted(value.elements()) if isinstance(value, Counter) else value
+                    found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+        return found
 
     def nondist_validation(
         self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 
 from basicsr_cli import PluginError
 
@@ -42,12 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, is_train: bool) -> int:
+def run(args: argparse.Namespace, is_train: bool, datasets: Sequence[str] | None = None) -> int:
     """Check the options, then hand over to BasicSR with the current folder as root.
 
     Args:
         args: What `add_arguments` parsed.
         is_train: Whether to train or to test.
+        datasets: Data sets of the option file to test on; all by default.
 
     Returns:
         The exit status: 0; 2 when the option file has errors (one line each on stderr); 128 plus
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
 
     force_yml = [spell_number(entry) for entry in args.force_yml or []]
 
-    errors = check_options(args.opt, force_yml or None, is_train=is_train)
+    errors = check_options(args.opt, force_yml or None, is_train, datasets)
     if errors:
         for error in errors if tells else ():
             print(f"basicsr: error: {error}", file=sys.stderr)
@@ -87,7 +89,8 @@ def run(args: argparse.Namespace, is_train: bool) -> int:
 
     from esc_arch import training
 
-    status = (training.train if is_train else training.test)(os.getcwd())
+    root = os.getcwd()
+    status = training.train(root) if is_train else training.test(root, datasets)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return status

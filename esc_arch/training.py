@@ -11,7 +11,7 @@ import functools
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -30,6 +30,7 @@ from esc_arch.checkpoint_io import remove_temporary_files
 from esc_arch.data.exact_order import GuardedDataset, ResumableSampler
 from esc_arch.errors import UserError
 from esc_arch.models.checkpointing import Checkpointing
+from esc_arch.preflight.reading import choose_datasets
 from esc_arch.process_watch import ProcessWatch, is_lost_process, lost_process
 
 # SLURM sends SIGUSR1 ahead of preemption where it is asked to; Windows has none.
@@ -324,11 +325,12 @@ def train(root_path: str) -> int:
     return TrainingRun().train(root_path)
 
 
-def test(root_path: str) -> int:
+def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
     """Run BasicSR's testing, with bad images named.
 
     Args:
         root_path: Folder that results are written below.
+        datasets: Names of the data sets to test on; all of the option file by default.
 
     Returns:
         0.
@@ -344,8 +346,17 @@ def test(root_path: str) -> int:
         opt = copy.deepcopy(opt)
         return durable(MODEL_REGISTRY.get(opt["model_type"]))(opt)
 
-    build_dataset = basicsr.test.build_dataset
-    with _exchanged(basicsr.test, build_dataset=build, build_model=build_model):
+    def parse(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
+        opt, parsed = parse_options(*args, **kwargs)
+        if datasets is not None:
+            chosen, _ = choose_datasets(opt["datasets"], datasets)
+            opt["datasets"] = {key: opt["datasets"][key] for key in chosen}
+        return opt, parsed
+
+    build_dataset, parse_options = basicsr.test.build_dataset, basicsr.test.parse_options
+    with _exchanged(
+        basicsr.test, parse_options=parse, build_dataset=build, build_model=build_model
+    ):
         basicsr.test.test_pipeline(root_path)
     return 0
 

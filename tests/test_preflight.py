@@ -15,7 +15,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from option_data import make_data
+from option_data import make_data, write_weights
 
 from esc_arch.preflight import check_options, sandbox
 
@@ -50,18 +50,20 @@ def test_right_training_and_test_files_pass(
 ) -> None:
     assert check(write_train_options()) == []
     weights = tmp_path / "net_g.pth"
-    weights.write_bytes(b"")
     path = write_test_options({"path:pretrain_network_g": str(weights)})
+    write_weights(weights, yaml.safe_load(path.read_text())["network_g"])
     assert check(path, is_train=False) == []
 
 
 @pytest.mark.parametrize("path", BASICSR_OPTIONS, ids=lambda path: path.stem)
 def test_basicsr_option_files_pass_once_the_data_is_there(path: Path, tmp_path: Path) -> None:
     options = yaml.safe_load(path.read_text())
-    entries = make_data(options, tmp_path)
+    fewer = []
     if options["network_g"]["type"] == "RRDBNet":
         # Fewer blocks are built faster, and keys are all that this test is about.
-        entries.append("network_g:num_block=1")
+        options["network_g"]["num_block"] = 1
+        fewer = ["network_g:num_block=1"]
+    entries = make_data(options, tmp_path) + fewer
     assert check(path, entries, is_train=path.stem.startswith("train")) == []
 
 
@@ -71,6 +73,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "model_type: no model 'SRModl' is registered; did you mean SRModel?",
     ),
     ({"model_type": "escmodel"}, "did you mean ESCModel?"),
+    # As close to ESRModel, which is the same by its older name.
+    ({"model_type": "ESModel"}, "did you mean ESCModel?"),
+    ({"model_type": "ESCMODL"}, "did you mean ESCModel?"),
     (
         {"network_g:type": "ECS"},
         "network_g:type: no network 'ECS' is registered; did you mean ESC?",
@@ -170,8 +175,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"path:pretrain_network_g": "/"}, "path:pretrain_network_g: /: is a folder"),
     ({"path:pretrain_network_g": "~nobody/x.pth"}, "path:pretrain_network_g: ~nobody/x.pth: "),
     (
-        {"path:pretrain_network_g": "ESC_DIV2K_X9"},
+        {"path:pretrain_network_g": "RCAN_X2"},
         "it is neither a file nor a name that `basicsr checkpoints list` shows",
+    ),
+    (
+        {"path:pretrain_network_g": "esc_div2k_x22"},
+        "esc_div2k_x22: no such checkpoint; did you mean ESC_DIV2K_X2?",
     ),
     ({"path:resume_state": "9.state"}, "path:resume_state: no such training state: 9.state"),
     ({"datasets:train:io_backend:type": "lmbd"}, "must be one of disk, memcached, lmdb"),
@@ -297,6 +306,106 @@ def test_overrides_are_applied_as_basicsr_applies_them(write_train_options: Writ
     assert len(check(path)) == 2
     assert check(path, ["train:optim_g:lr=!!float 1e-3", "datasets:train:gt_size=32"]) == []
     assert check(path, ["train:optim_g:lr=0.001", "datasets:train:gt_size=32", "scale=2"]) == []
+
+
+EDSR = {
+    "type": "EDSR",
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "num_feat": 8,
+    "num_block": 1,
+    "upscale": 2,
+}
+TINY_ESC = {
+    "type": "ESC",
+    "dim": 8,
+    "pdim": 4,
+    "kernel_size": 5,
+    "n_blocks": 1,
+    "conv_blocks": 1,
+    "window_size": 8,
+    "num_heads": 2,
+    "upscaling_factor": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "weights, path, expected",
+    [
+        ({}, {}, None),
+        # Its last convolution is resized.
+        ({"upscaling_factor": 4}, {}, None),
+        ({"dim": 16}, {}, "does not fit ESC with these options: size mismatch for "),
+        ({"n_blocks": 2}, {}, "does not fit ESC with these options: Unexpected key"),
+        ({"n_blocks": 2}, {"strict_load_g": False}, None),
+        ({}, {"param_key_g": None}, None),
+    ],
+)
+def test_weights_of_another_network_are_found(
+    weights: dict[str, Any],
+    path: dict[str, Any],
+    expected: str | None,
+    write_test_options: WriteOptions,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "net_g.pth"
+    write_weights(file, {**TINY_ESC, **weights})
+    changes = {"network_g": TINY_ESC, "path:pretrain_network_g": str(file), "path:param_key_g": "x"}
+    options = yaml.safe_load(write_test_options(changes).read_text())
+    options["path"].update(path)
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(options))
+    if expected is None:
+        assert check(tmp_path / "test.yml", is_train=False) == []
+    else:
+        error = only_error(tmp_path / "test.yml", is_train=False)
+        assert error.startswith(f"path:pretrain_network_g: {file}: {expected}")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"<html>"])
+def test_weights_that_are_no_checkpoint_are_found(
+    content: bytes, write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    file = tmp_path / "net_g.pth"
+    file.write_bytes(content)
+    error = only_error(write_train_options({"path:pretrain_network_g": str(file)}))
+    assert error.startswith(f"path:pretrain_network_g: {file}: not a checkpoint")
+
+
+def test_training_files_are_not_tested_and_the_reverse() -> None:
+    train = str(OPTIONS / "train_ESC_XL_DF2K_x2_FT.yml")
+    test = str(OPTIONS / "test_ESC_XL_DF2K_x2.yml")
+    assert only_error(Path(train), is_train=False) == (
+        f"-opt {train}: is a training file (it has datasets:train); test with: basicsr test "
+        f"-opt {test} --force_yml path:pretrain_network_g="
+        "experiments/train_ESC_XL_DF2K_x2_FT/models/net_g_latest.pth"
+    )
+    assert only_error(OPTIONS / "test_ESC_x2.yml") == (
+        f"-opt {OPTIONS / 'test_ESC_x2.yml'}: is a test file (it has datasets:test_1 and no "
+        f"datasets:train); train with: basicsr train -opt {OPTIONS / 'train_ESC_x2.yml'}"
+    )
+
+
+def test_where_some_test_sets_are_absent_the_others_are_offered(
+    write_test_options: WriteOptions, tmp_path: Path
+) -> None:
+    write_weights(tmp_path / "net_g.pth", EDSR)
+    absent = {
+        "name": "Set14",
+        "type": "SingleImageDataset",
+        "dataroot_lq": "absent",
+        "io_backend": {"type": "disk"},
+    }
+    changes = {"path:pretrain_network_g": str(tmp_path / "net_g.pth"), "network_g": EDSR}
+    path = write_test_options({**changes, "datasets:test_2": absent})
+    assert check(path, is_train=False) == [
+        "datasets:test_2:dataroot_lq: no such folder: absent",
+        "datasets: 1 of 2 cannot be read (above); to test on the others only: --datasets tiny_val",
+    ]
+    assert check_options(path, is_train=False, datasets=["Tiny_Val"]) == []
+    assert check_options(path, is_train=False, datasets=["test_1"]) == []
+    assert check_options(path, is_train=False, datasets=["tiny_val", "Set15"]) == [
+        "--datasets Set15: not in the option file, which has tiny_val, Set14"
+    ]
 
 
 def test_pairs_that_do_not_match_are_named(

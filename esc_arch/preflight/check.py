@@ -4,6 +4,7 @@ import functools
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,9 +33,11 @@ from esc_arch.preflight.files import (
     folder_pair_problem,
     is_file,
     lmdb_pair_problem,
+    purpose_problem,
     root_problem,
+    weights_problem,
 )
-from esc_arch.preflight.reading import apply_force_yml, read_option_file
+from esc_arch.preflight.reading import apply_force_yml, keep_datasets, read_option_file
 from esc_arch.preflight.registered import (
     all_reads,
     is_known,
@@ -69,6 +72,7 @@ def check_options(
     opt_path: str | os.PathLike[str],
     force_yml: Iterable[str] | None = None,
     is_train: bool = True,
+    datasets: Iterable[str] | None = None,
 ) -> list[str]:
     """Find all that is wrong with an option file. Creates, downloads and changes nothing.
 
@@ -78,6 +82,7 @@ def check_options(
         opt_path: The option file.
         force_yml: Overrides as BasicSR takes them, `train:ema_decay=0.99`.
         is_train: Whether it is for `basicsr train` or `basicsr test`.
+        datasets: Names of the data sets to test on; all of the file by default.
 
     Returns:
         One line an error; empty if training or testing can start.
@@ -86,7 +91,12 @@ def check_options(
     options = read_option_file(os.fspath(opt_path), errors)
     if options is None:
         return errors
+    problem = purpose_problem(os.fspath(opt_path), options, is_train)
+    if problem is not None:
+        return [problem]
     apply_force_yml(options, force_yml or (), errors)
+    if datasets is not None:
+        keep_datasets(options, datasets, errors)
     _Check(options, is_train, errors).all()
     return list(dict.fromkeys(errors))
 
@@ -99,6 +109,7 @@ class _Check:
         self.is_train = is_train
         self.errors = errors
         self.wrong: set[Path] = set()
+        self.built: dict[str, torch.nn.Module] = {}
 
     def all(self) -> None:
         """Run every check."""
@@ -267,7 +278,7 @@ class _Check:
         """Build a network without memory for its weights, to see whether its options fit."""
         try:
             with sandbox(), torch.device("meta"):
-                network(**_copied(options))
+                self.built[key] = network(**_copied(options))
         except (TooLarge, MemoryError, RecursionError):
             # A network that is merely large has no keyword this large.
             numbers = [name for name, value in options.items() if is_number(value)]
@@ -420,8 +431,26 @@ class _Check:
             self.data_files(path, value, dataset)
         if self.is_train and isinstance(self.get("datasets"), dict) and "train" not in sections:
             self.error(("datasets", "train"), "missing; it is the data to train on")
-        if not self.is_train and isinstance(self.get("datasets"), dict) and not sections:
-            self.error(("datasets",), "must have at least one data set, such as test_1")
+        if not self.is_train and isinstance(self.get("datasets"), dict):
+            if not sections:
+                self.error(("datasets",), "must have at least one data set, such as test_1")
+            self.offer_fewer(sections)
+
+    def offer_fewer(self, sections: dict[str, Any]) -> None:
+        """Where some data sets are not there, say how to test on the others."""
+        absent = {wrong[1] for wrong in self.wrong if wrong[2:] and wrong[2].startswith("dataroot")}
+        faulty = {wrong[1] for wrong in self.wrong if wrong[0] == "datasets" and wrong[1:]}
+        names = [
+            value.get("name", key) if isinstance(value, dict) else key
+            for key, value in sections.items()
+            if key not in faulty
+        ]
+        if absent and names:
+            words = " ".join(shlex.quote(str(name)) for name in names)
+            self.errors.append(
+                f"datasets: {len(absent)} of {len(sections)} cannot be read (above); to test on "
+                f"the others only: --datasets {one_line(words)}"
+            )
 
     def dataset_values(self, path: Path, value: dict[str, Any]) -> None:
         """Check values of a data set that depend on each other."""
@@ -585,7 +614,7 @@ class _Check:
             if place in self.wrong or not isinstance(value, str):
                 continue
             if key.startswith("pretrain_network_"):
-                problem = checkpoint_problem(value)
+                problem = checkpoint_problem(value) or self.weights_problem(key, value)
             elif key == "resume_state" and not is_file(value):
                 problem = (
                     f"no such training state: {one_line(value)}; --auto_resume finds the newest"
@@ -594,6 +623,17 @@ class _Check:
                 continue
             if problem:
                 self.error(place, problem)
+
+    def weights_problem(self, key: str, value: str) -> str | None:
+        """Why a checkpoint cannot be loaded into its network, as far as that was built here."""
+        name = key.removeprefix("pretrain_network_")
+        path = self.section("path")
+        return weights_problem(
+            value,
+            self.built.get(f"network_{name}"),
+            path.get(f"param_key_{name}", "params"),
+            path.get(f"strict_load_{name}", True) is not False,
+        )
 
 
 def _with_point(text: str) -> str:

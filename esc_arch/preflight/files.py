@@ -4,9 +4,13 @@ import os
 import re
 from typing import Any
 
+from torch import nn
+
+from esc_arch.checkpoint_io import load_state, load_weights, select_params
 from esc_arch.checkpoints import resolve
 from esc_arch.errors import UserError
 from esc_arch.preflight.rules import is_number
+from esc_arch.preflight.sandbox import TooLarge, sandbox
 from esc_arch.preflight.wording import one_line, show
 
 
@@ -83,6 +87,72 @@ def checkpoint_problem(value: str) -> str | None:
         return one_line(error)
     except (OSError, ValueError, RuntimeError) as error:
         return f"{one_line(value)}: cannot be read: {one_line(error)}"
+    return None
+
+
+def weights_problem(
+    value: str, network: nn.Module | None, param_key: Any, strict: bool
+) -> str | None:
+    """Why a checkpoint's weights cannot be loaded into a network; None if they can.
+
+    Args:
+        value: A path, or the name of a published checkpoint, that is there.
+        network: The network without memory for its weights; None if it could not be built so.
+        param_key: Which weights of the file.
+        strict: `strict_load_*`. Without it BasicSR leaves out what does not fit.
+    """
+    try:
+        path = resolve(value)
+        weights = select_params(load_state(path), path, param_key)
+        if network is not None and strict:
+            with sandbox():
+                load_weights(network, weights, path)
+    except UserError as error:
+        return one_line(error)
+    except (TooLarge, Exception):
+        # Networks of others may load in ways that need real weights.
+        return None
+    return None
+
+
+def purpose_problem(opt_path: str, options: dict[str, Any], is_train: bool) -> str | None:
+    """Whether an option file for training is to be tested, or the reverse; with what to do.
+
+    Args:
+        opt_path: The option file.
+        options: Its content.
+        is_train: Whether it is to train.
+    """
+    datasets = options.get("datasets")
+    keys = [key for key in datasets if isinstance(key, str)] if isinstance(datasets, dict) else []
+    if not is_train and "train" in keys:
+        partner = _partner(opt_path, "train_", "test_")
+        name = options.get("name")
+        weights = f"experiments/{name}/models/net_g_latest.pth"
+        return one_line(
+            f"-opt {opt_path}: is a training file (it has datasets:train); test with: basicsr test "
+            f"-opt {partner or 'TEST_FILE'} --force_yml path:pretrain_network_g={weights}"
+        )
+    if is_train and keys and all(key.split("_")[0] == "test" for key in keys):
+        partner = _partner(opt_path, "test_", "train_")
+        return one_line(
+            f"-opt {opt_path}: is a test file (it has datasets:{keys[0]} and no datasets:train); "
+            f"train with: basicsr train -opt {partner or 'TRAINING_FILE'}"
+        )
+    return None
+
+
+def _partner(opt_path: str, prefix: str, other: str) -> str | None:
+    """The file beside one that is named as it but for the prefix, and perhaps shorter."""
+    folder, name = os.path.split(opt_path)
+    if not name.startswith(prefix):
+        return None
+    stem, end = os.path.splitext(other + name.removeprefix(prefix))
+    while stem.strip("_") != other.strip("_"):
+        path = os.path.join(folder, stem + end)
+        if is_file(path):
+            return path
+        stem = stem.rpartition("_")[0]
     return None
 
 

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import basicsr.utils.options
@@ -102,6 +102,50 @@ def _check_size(root: yaml.Node) -> None:
         return total
 
     size(root)
+
+
+def keep_datasets(options: dict[str, Any], names: Iterable[str], errors: list[str]) -> None:
+    """Leave only the data sets named; a name that none has goes to `errors`."""
+    sections = options.get("datasets")
+    if not isinstance(sections, dict):
+        return
+    chosen, unknown = choose_datasets(sections, names)
+    called = [
+        value["name"] if isinstance(value, dict) and "name" in value else key
+        for key, value in sections.items()
+    ]
+    for name in unknown:
+        errors.append(
+            f"--datasets {one_line(name)}: not in the option file, which has "
+            f"{one_line(', '.join(map(str, called)))}"
+        )
+    # Without any that is meant, what is wrong with the others still helps.
+    if chosen:
+        options["datasets"] = {key: sections[key] for key in chosen}
+
+
+def choose_datasets(
+    sections: Mapping[str, Any], names: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Find data sets by name.
+
+    Args:
+        sections: What an option file has under `datasets`.
+        names: The `name` of data sets (Set5) or of their sections (test_1), in any letter case.
+
+    Returns:
+        Their sections in the file's order, and the names of which there is none.
+    """
+    called: dict[str, set[str]] = {}
+    for key, value in sections.items():
+        own = value.get("name") if isinstance(value, dict) else None
+        for name in (key, own):
+            if isinstance(name, str):
+                called.setdefault(name.lower(), set()).add(key)
+    names = list(names)
+    found = set().union(*(called.get(name.lower(), set()) for name in names))
+    unknown = [name for name in names if name.lower() not in called]
+    return [key for key in sections if key in found], unknown
 
 
 def apply_force_yml(options: dict[str, Any], entries: Iterable[str], errors: list[str]) -> None:

@@ -28,10 +28,17 @@ def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
         known: What there is.
         cutoff: How much alike they must be, 0 to 1 (difflib).
     """
-    known = list(known)
+    known = sorted(known) if isinstance(known, set) else list(known)
     written = str(name)[:100]
     # Names are short: difflib takes ESC for less like ECS than ECBSR is.
     letters = sorted(written.lower())
     close = [other for other in known if sorted(other.lower()) == letters]
-    close = close or difflib.get_close_matches(written, known, n=1, cutoff=cutoff)
+    if not close:
+        likeness = {
+            other: difflib.SequenceMatcher(None, other.lower(), written.lower()).ratio()
+            for other in known
+        }
+        # Of several as close, the one named first.
+        best = max(likeness, key=likeness.__getitem__, default=None)
+        close = [best] if best is not None and likeness[best] >= cutoff else []
     return f"; did you mean {close[0]}?" if close else ""

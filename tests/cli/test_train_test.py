@@ -37,9 +37,9 @@ def test_train_saves_and_test_reads_what_it_saved(
     trained = result.stderr.split("# psnr: ")[-1].split()[0]
 
     checkpoint = "experiments/forced/models/net_g_latest.pth"
-    result = run_basicsr(
-        "test", "-opt", write_test_options({"path:pretrain_network_g": checkpoint})
-    )
+    absent = {"name": "absent", "type": "SingleImageDataset", "dataroot_lq": "absent"}
+    changes = {"path:pretrain_network_g": checkpoint, "datasets:test_2": absent}
+    result = run_basicsr("test", "-opt", write_test_options(changes), "--datasets", "Tiny_val")
     assert result.returncode == 0, result.stderr
     assert result.stderr.split("# psnr: ")[-1].split()[0] == trained
     images = sorted((tmp_path / "results" / "tiny_test").rglob("*.png"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esc_arch.checkpoint_io import write_atomically
 from esc_arch.errors import UserError
-from esc_arch.ops.tiling import super_resolve_tiled
+from esc_arch.ops.tiling import global_pools, super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
 from sr_data.images import IMAGE_SUFFIXES
 
@@ -191,7 +191,10 @@ class Upscaler:
             output = run(padded)
         else:
             tile_pad = self.window_size if self.tile_pad is None else self.tile_pad
-            output = super_resolve_tiled(run, padded, tile_size, tile_pad, self.window_size, watch)
+            pools = global_pools(self.network)
+            output = super_resolve_tiled(
+                run, padded, tile_size, tile_pad, self.window_size, pools, watch
+            )
         scale = output.shape[-1] // padded.shape[-1]
         return output[..., : height * scale, : width * scale].clamp_(0, 1)
 

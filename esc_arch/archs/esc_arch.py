@@ -6,6 +6,7 @@ ICCV 2025, https://arxiv.org/abs/2503.06671
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -99,7 +100,7 @@ class ESC(nn.Module):
             SR images (B, 3, s * H, s * W), not clipped.
         """
         large_kernel = d4_mean(self.plk_filter)
-        shallow = self.proj(x)
+        shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
         feat = shallow
         for block in self.blocks:
             feat = block(feat, large_kernel)

@@ -150,7 +150,7 @@ class ESCFP(nn.Module):
         Returns:
             SR images (B, 3, s * H, s * W), not clipped.
         """
-        shallow = self.proj(x)
+        shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
         feat = shallow
         for block in self.blocks:
             feat = block(feat, self.lk_channel, self.lk_spatial)

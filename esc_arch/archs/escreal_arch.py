@@ -192,7 +192,7 @@ class ESCReal(nn.Module):
             SR images (B, 3, 4 * H, 4 * W), not clipped.
         """
         large_kernel = d4_mean(self.plk_filter)
-        shallow = self.proj(x)
+        shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
         feat = shallow
         for block in self.blocks:
             feat = block(feat, large_kernel)

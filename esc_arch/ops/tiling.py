@@ -1,10 +1,11 @@
 """Super-resolving an image tile by tile, for images that do not fit into memory whole."""
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Span(NamedTuple):
@@ -57,19 +58,35 @@ def tile_spans(length: int, tile_size: int, tile_pad: int, multiple: int = 1) ->
     ]
 
 
+class _Tile(NamedTuple):
+    row: Span
+    column: Span
+
+    def cut(self, image: Tensor, scale: int = 1) -> Tensor:
+        """Look at the tile with its margins in (..., scale * H, scale * W)."""
+        row, column = self.row, self.column
+        return image[
+            ...,
+            row.outer_start * scale : row.outer_end * scale,
+            column.outer_start * scale : column.outer_end * scale,
+        ]
+
+
 def super_resolve_tiled(
     network: Callable[[Tensor], Tensor],
     lq: Tensor,
     tile_size: int,
     tile_pad: int,
     multiple: int = 1,
+    pools: Iterable[nn.Module] = (),
     watch: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
     """Run a network over overlapping tiles and fade one into the next.
 
-    ConvAttn pools over what the network is given, here one tile, so that the result differs a
-    little from the whole image's, and where tiles met would show an edge: so each fades into the
-    next.
+    ConvAttn pools over what the network is given, here one tile. With `pools` all tiles are run
+    twice: first to see what each pools, then with the mean over all tiles in its place, so that all
+    convolve with the same kernels, nearly those of the whole image. Nearly, since the first time
+    the layers before have kernels of their tile's own.
 
     Args:
         network: Maps (B, C, h, w) to (B, C', s*h, s*w) for any h and w.
@@ -77,27 +94,67 @@ def super_resolve_tiled(
         tile_size: Side of a tile in LR pixels, margins not counted, >= 1.
         tile_pad: Width of the margin in LR pixels, >= 0; at the image's edge there is none.
         multiple: As for `tile_spans`.
+        pools: Those modules of the network that pool over all of their input, see `global_pools`.
         watch: Wraps the list of tiles, such as in a progress bar.
 
     Returns:
         (B, C', s*H, s*W).
     """
     height, width = lq.shape[-2:]
-    spans = [tile_spans(side, tile_size, tile_pad, multiple) for side in (height, width)]
+    rows, columns = (tile_spans(side, tile_size, tile_pad, multiple) for side in (height, width))
+    tiles = [_Tile(row, column) for row in rows for column in columns]
+    pools = list(pools) if len(tiles) > 1 else []
+    steps = [(tile, False) for tile in tiles if pools] + [(tile, True) for tile in tiles]
+    statistics = {pool: 0.0 for pool in pools}
+    area = height * width
     result = None
-    for row, column in watch([(row, column) for row in spans[0] for column in spans[1]]):
-        tile = lq[..., row.outer_start : row.outer_end, column.outer_start : column.outer_end]
-        output = network(tile)
-        scale = output.shape[-1] // tile.shape[-1]
+    for tile, is_last in watch(steps):
+        if not is_last:
+            with _sum_up(statistics, tile):
+                network(tile.cut(lq))
+            continue
+        with _put_in_place({pool: total / area for pool, total in statistics.items()}):
+            output = network(tile.cut(lq))
+        scale = output.shape[-1] // tile.cut(lq).shape[-1]
         if result is None:
             result = output.new_zeros(*output.shape[:-2], height * scale, width * scale)
-        rows, columns = (tile_weights(span, scale).to(output) for span in (row, column))
-        result[
-            ...,
-            row.outer_start * scale : row.outer_end * scale,
-            column.outer_start * scale : column.outer_end * scale,
-        ] += output * rows[:, None] * columns
+        down, across = (tile_weights(span, scale).to(output) for span in tile)
+        tile.cut(result, scale).add_(output * down[:, None] * across)
     return result
+
+
+def global_pools(network: nn.Module) -> list[nn.Module]:
+    """The modules of a network whose one output is the mean over all of their input."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+    ]
+
+
+@contextmanager
+def _hooked(pools: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    with ExitStack() as hooks:
+        for pool in pools:
+            hooks.callback(pool.register_forward_hook(hook).remove)
+        yield
+
+
+def _sum_up(statistics: dict[nn.Module, Any], tile: _Tile):
+    """Add the sum over the tile without its margins of what each module pools."""
+    rows, columns = (
+        slice(span.start - span.outer_start, span.end - span.outer_start) for span in tile
+    )
+
+    def hook(pool: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        core = inputs[0][..., rows, columns]
+        statistics[pool] = statistics[pool] + core.sum((-2, -1), keepdim=True)
+
+    return _hooked(statistics, hook)
+
+
+def _put_in_place(statistics: dict[nn.Module, Any]):
+    return _hooked(statistics, lambda pool, _, pooled: statistics[pool])
 
 
 def tile_weights(span: Span, scale: int) -> Tensor:

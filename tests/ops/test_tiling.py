@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from esc_arch.ops.tiling import super_resolve_tiled, tile_spans, tile_weights
+from esc_arch.archs.esc_arch import ESC
+from esc_arch.ops.tiling import global_pools, super_resolve_tiled, tile_spans, tile_weights
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 40, 64, 65, 100])
@@ -68,3 +69,41 @@ def test_no_tile_is_larger_than_asked_for_and_the_watch_sees_each():
     assert torch.allclose(super_resolve_tiled(network, lq, 24, 4, watch=watch), lq)
     assert len(seen) == len(sizes) == 9
     assert max(max(size) for size in sizes) <= 24 + 2 * 4
+
+
+class Brighten(nn.Module):
+    """Adds the mean of its input to each pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        return x + self.pool(x)
+
+
+def test_tiles_share_what_the_whole_image_pools():
+    lq = torch.rand(2, 3, 40, 56, dtype=torch.double)
+    network = Brighten()
+    pools = global_pools(network)
+    assert pools == [network.pool]
+    whole = network(lq)
+    torch.testing.assert_close(super_resolve_tiled(network, lq, 16, 4, 1, pools), whole)
+    assert (super_resolve_tiled(network, lq, 16, 4) - whole).abs().max() > 0.01
+    torch.testing.assert_close(network(lq[..., :5, :5]), Brighten()(lq[..., :5, :5]))
+
+
+def test_tiles_of_esc_differ_less_where_they_share_what_they_pool():
+    torch.manual_seed(0)
+    network = ESC(16, 4, 5, 2, 2, 8, 2, 2, exp_ratio=1.25).eval()
+    for name, parameter in network.named_parameters():
+        if "dwc_proj" in name:
+            nn.init.normal_(parameter, std=0.5)
+    # Dark on the left and bright on the right: tiles that have little in common.
+    lq = torch.rand(1, 3, 48, 96) * torch.linspace(0, 1, 96)
+    with torch.inference_mode():
+        whole = network(lq)
+        alone = super_resolve_tiled(network, lq, 24, 24, 8)
+        sharing = super_resolve_tiled(network, lq, 24, 24, 8, global_pools(network))
+    errors = [(tiled - whole).abs().mean().item() for tiled in (alone, sharing)]
+    assert 0 < errors[1] < errors[0] / 3

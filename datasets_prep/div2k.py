@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     if bool(arguments.hr) == arguments.download:
         raise UserError("--hr: either this or --download is needed")
+    if arguments.mirror and not arguments.download:
+        raise UserError(f"--mirror {arguments.mirror}: is only for --download")
+    for scale in (2, 3, 4):
+        folder = getattr(arguments, f"lr_x{scale}")
+        if folder is not None and scale not in arguments.scales:
+            raise UserError(f"--lr-x{scale} {folder}: --scales leaves {scale} out")
     cutting = Cutting(arguments.crop_size, arguments.step, arguments.min_side, arguments.skip_small)
     given = {scale: getattr(arguments, f"lr_x{scale}") for scale in arguments.scales}
     hr = arguments.hr

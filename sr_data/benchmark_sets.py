@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from sr_data.errors import UserError
-from sr_data.images import BadInputs, encode_png, list_images, read_image, write_atomically
+from sr_data.images import BadInputs, encode_png, find_images, read_image, write_atomically
 from sr_data.imresize import imresize
 from sr_data.parallel import run_jobs
 
@@ -79,10 +79,7 @@ def find_benchmark_sets(source: Path, names: list[str]) -> dict[str, Path]:
     Raises:
         BadInputs: A set is missing.
     """
-    try:
-        folders = {path.name.lower(): path for path in source.iterdir() if path.is_dir()}
-    except OSError as error:
-        raise UserError(f"--src {source}: {error.strerror}; a folder is needed") from None
+    folders = _folders_in(source)
     found, problems = {}, []
     for name in names:
         known_as = (name, *BENCHMARK_SETS[name][1])
@@ -161,15 +158,22 @@ def prepare_set(
     )
 
 
+def _folders_in(folder: Path) -> dict[str, Path]:
+    """By their names in lower case."""
+    try:
+        return {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    except OSError as error:
+        raise UserError(f"--src {folder}: {error.strerror}; a folder is needed") from None
+
+
 def _hr_files(source: Path) -> list[Path]:
-    folders = {path.name.lower(): path for path in source.iterdir() if path.is_dir()}
+    folders = _folders_in(source)
     folders[""] = source
     for folder in _HR_FOLDERS:
         if folder.lower() not in folders:
             continue
-        try:
-            files = list_images(folders[folder.lower()], "--src")
-        except UserError:
+        files = find_images(folders[folder.lower()], "--src")
+        if not files:
             continue
         # Some archives keep HR and LR of an image side by side.
         marked = [path for path in files if _HR_SUFFIX.search(path.stem)]

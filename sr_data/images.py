@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -39,16 +39,36 @@ def list_images(folder: Path, option: str, recursive: bool = False) -> list[Path
     Raises:
         UserError: The folder is missing, unreadable or without images.
     """
-    try:
-        found = folder.rglob("*") if recursive and folder.is_dir() else folder.iterdir()
-        files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
-    except OSError as error:
-        raise UserError(f"{option} {folder}: {error.strerror}; a folder is needed") from None
-    # Files such as ._0001.png are what macOS leaves in archives, not images.
-    files = [path for path in files if not path.name.startswith(".")]
+    files = find_images(folder, option, recursive)
     if not files:
         raise UserError(f"{option} {folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+def find_images(folder: Path, option: str, recursive: bool = False) -> list[Path]:
+    """As `list_images`, but there need not be any.
+
+    Raises:
+        UserError: The folder, or one below it, is missing or unreadable.
+    """
+    try:
+        found = _walk(folder) if recursive else folder.iterdir()
+        files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(f"{option} {where}: {error.strerror}; a folder is needed") from None
+    # Files such as ._0001.png are what macOS leaves in archives, not images.
+    files = [path for path in files if not path.name.startswith(".")]
     return sorted(files, key=lambda path: path.name)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        # Neither `rglob` nor `walk` says a word of folders that it cannot read.
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(parent, name) for name in names)
 
 
 def read_image(path: Path) -> tuple[np.ndarray, bool]:

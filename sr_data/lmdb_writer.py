@@ -79,11 +79,14 @@ class LmdbWriter:
         self.complete = path.exists()
         folder = path if self.complete else self._partial
         try:
-            if not self.complete and not (folder / "data.mdb").exists():
-                # New, or killed before it held anything.
+            self._sources = _read_sources(folder / "sources.tsv")
+            is_ours = (folder / "recipe.json").exists() or not (folder / "data.mdb").exists()
+            if not self.complete and not self._sources and is_ours:
+                # New, or ended before anything in it counted.
+                for left_over in ("data.mdb", "lock.mdb"):
+                    (folder / left_over).unlink(missing_ok=True)
                 write_atomically(folder / "recipe.json", _as_json(recipe))
             self._check_recipe(folder, recipe)
-            self._sources = _read_sources(folder / "sources.tsv")
             if not self.complete:
                 self._write_sources(self._partial)
                 self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE)
@@ -255,6 +258,10 @@ class LmdbWriter:
         for name, images, _ in self._pending:
             for index, content in enumerate(images, start=1):
                 transaction.put(_key(name, index), content)
+            # More of it may be there without a line, from a run killed in between.
+            left_over = len(images) + 1
+            while transaction.delete(_key(name, left_over)):
+                left_over += 1
 
     def _remove(self, names: list[str]) -> None:
         """Forget sources. Their lines go first, so that none stands without its sub-images."""

@@ -45,8 +45,11 @@ def prepare_training_set(
     Raises:
         UserError: Images are missing, damaged or too small, or the LMDBs cannot be written.
     """
+    if Path(name).name != name:
+        raise UserError(f"--name {name}: the start of a file name is needed; --out is the folder")
     sources = find_sources(hr, "--hr", lr)
-    _check_count(name, "--hr", hr, sources, IMAGES.get(name, 0) if count is None else count)
+    expected = IMAGES.get(name, 0) if count is None else count
+    _check_count(name, "--hr", hr, sources, expected, "--count 0")
     databases = {1: out / f"{name}_train_HR_sub.lmdb"}
     for scale in scales:
         databases[scale] = out / f"{name}_train_LR_bicubic_X{scale}_sub.lmdb"
@@ -82,7 +85,8 @@ def prepare_dflip(
         option = f"--{name.lower()}"
         try:
             found = find_sources([folder], option, prefix=f"{name}_", recursive=True)
-            _check_count(name, option, [folder], found, 0 if any_count else IMAGES.get(name, 0))
+            expected = 0 if any_count else IMAGES.get(name, 0)
+            _check_count(name, option, [folder], found, expected, "--any-count")
             sources += found
         except UserError as error:
             problems += str(error).splitlines()
@@ -144,7 +148,7 @@ def unpack_images(archive: Path, folder: Path, progress: bool = True) -> None:
 
 
 def _check_count(
-    name: str, option: str, folders: list[Path], sources: list[Source], count: int
+    name: str, option: str, folders: list[Path], sources: list[Source], count: int, waiver: str
 ) -> None:
     where = " ".join(map(str, folders))
     if name == "DIV2K" and count == IMAGES[name]:
@@ -154,7 +158,10 @@ def _check_count(
             some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise UserError(
                 f"{option} {where}: {len(missing)} of the {count} images of {name} are missing: "
-                f"{some}; --count 0 takes any images"
+                f"{some}; {waiver} takes any images"
             )
     if count and len(sources) != count:
-        raise UserError(f"{option} {where}: {len(sources)} images; {name} has {count}")
+        raise UserError(
+            f"{option} {where}: {len(sources)} images, but {name} is to have {count}; "
+            f"{waiver} takes any number"
+        )

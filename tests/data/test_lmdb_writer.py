@@ -140,6 +140,39 @@ def test_other_settings_are_not_mixed_in(tmp_path, finished):
         LmdbWriter(tmp_path / "set.lmdb", {**RECIPE, "crop_size": 48})
 
 
+def test_a_beginning_without_any_source_does_not_hold_to_its_settings(tmp_path):
+    with LmdbWriter(tmp_path / "set.lmdb", RECIPE):
+        pass
+    other = {**RECIPE, "crop_size": 48}
+    with LmdbWriter(tmp_path / "set.lmdb", other) as writer:
+        writer.put("a", Fingerprint("1", "sum"), encoded(pictures(1)))
+        writer.finish({"a": "1"})
+    assert json.loads((tmp_path / "set.lmdb" / "recipe.json").read_text()) == other
+
+
+def test_sub_images_whose_line_was_never_written_leave_nothing(tmp_path):
+    path = tmp_path / "set.lmdb"
+    with LmdbWriter(path, RECIPE) as writer:
+        writer.put("a", Fingerprint("1", "sum"), encoded(pictures(3)))
+        writer.put("b", Fingerprint("1", "sum"), encoded(pictures(1)))
+    record = tmp_path / "set.lmdb.partial" / "sources.tsv"
+    record.write_text("".join(record.read_text().splitlines(keepends=True)[1:]))
+    new = encoded(pictures(2))
+    with LmdbWriter(path, RECIPE) as writer:
+        writer.put("a", Fingerprint("2", "new"), new)
+        writer.finish({"a": "2", "b": "1"})
+    assert sorted(contents(path)) == [b"a_s001", b"a_s002", b"b_s001"]
+
+
+def test_an_unfinished_lmdb_of_another_tool_is_left_alone(tmp_path):
+    partial = tmp_path / "set.lmdb.partial"
+    partial.mkdir()
+    (partial / "data.mdb").write_bytes(b"theirs")
+    with pytest.raises(UserError, match="was not made by this tool"):
+        LmdbWriter(tmp_path / "set.lmdb", RECIPE)
+    assert (partial / "data.mdb").read_bytes() == b"theirs"
+
+
 def test_an_lmdb_of_another_tool_is_left_alone(tmp_path):
     (tmp_path / "set.lmdb").mkdir()
     with pytest.raises(UserError, match="was not made by this tool"):

@@ -1,5 +1,6 @@
 """The scripts of datasets_prep as a user runs them: killed, refused, and short of disk."""
 
+import ctypes
 import os
 import random
 import resource
@@ -184,6 +185,12 @@ NO_DFLIP = ["--div2k", "no", "--flickr2k", "no", "--lsdir", "no", "--diverseg-ip
     [
         ("div2k", [], "--hr: either this or --download is needed"),
         ("div2k", ["--hr", "absent"], "--hr absent: No such file or directory"),
+        ("div2k", ["--hr", "a", "--mirror", "b"], "--mirror b: is only for --download"),
+        (
+            "div2k",
+            ["--hr", "a", "--lr-x3", "b", "--scales", "2", "4"],
+            "--lr-x3 b: --scales leaves 3 out",
+        ),
         ("benchmarks", ["--src", "absent"], "--src absent: No such file or directory"),
         ("dflip", NO_DFLIP, "--diverseg-ip no: No such file or directory"),
         ("demo", ["--out", "/dev/null/demo"], "/dev/null/demo/train_HR/astronaut.png: Not a"),
@@ -199,14 +206,34 @@ def test_wrong_arguments_end_with_status_2_and_a_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
-def test_no_permission_ends_with_status_2_and_a_line(tmp_path, hr, prepare):
-    locked = tmp_path / "locked"
+def bound_by_permissions() -> None:
+    """Takes from root, for the command to be started, the power to read and write everything."""
+    drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2
+    for capability in (dac_override, dac_read_search):
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root's powers are taken as Linux does")
+def test_no_permission_ends_with_status_2_and_a_line(tmp_path, hr):
+    locked, unreadable = tmp_path / "locked", tmp_path / "unreadable"
+    (unreadable / "Set5").mkdir(parents=True)
     locked.mkdir(mode=0o500)
-    result = prepare("div2k", *arguments(hr, locked / "out", "--workers", 1))
-    assert result.status == 2
-    assert len(result.errors) == 1
-    assert "Permission denied" in result.errors[0]
+    (unreadable / "Set5").chmod(0)
+    sets = ["--src", unreadable, "--sets", "Set5", "--out", tmp_path / "out"]
+    dflip = ["--div2k", "--flickr2k", "--lsdir", "--diverseg-ip"]
+    dflip = [part for option in dflip for part in (option, unreadable)]
+    for script, given, denied in (
+        ("div2k", arguments(hr, locked / "out", "--workers", 1), locked / "out"),
+        ("benchmarks", sets, unreadable / "Set5"),
+        ("dflip", [*dflip, "--any-count"], unreadable / "Set5"),
+    ):
+        process = start(script, *given, preexec_fn=bound_by_permissions)
+        result = Ended(0, *process.communicate(timeout=300))
+        assert process.returncode == 2
+        assert len(result.errors) == (4 if script == "dflip" else 1), result.stderr
+        assert all(f"{denied}" in line for line in result.errors)
+        assert all("Permission denied" in line for line in result.errors)
+        assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("script", ["div2k", "dflip", "benchmarks", "demo"])

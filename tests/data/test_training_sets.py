@@ -53,13 +53,20 @@ def test_div2k_must_be_whole(tmp_path, folder):
         f"--hr {hr}: 797 of the 800 images of DIV2K are missing: 0003, 0005, 0006, 0007, 0008 ...; "
         "--count 0 takes any images"
     )
-    with pytest.raises(UserError, match="3 images; DF2K has 3450"):
+    with pytest.raises(UserError, match="3 images, but DF2K is to have 3450; --count 0"):
         prepare_training_set("DF2K", [hr], tmp_path / "out", (2,), CUTTING, workers=1)
     assert not (tmp_path / "out").exists()
     counts = prepare_training_set(
         "DIV2K", [hr], tmp_path / "out", (2,), CUTTING, count=3, workers=1
     )
     assert counts["sources"] == 3
+
+
+def test_the_name_of_a_set_stays_in_its_folder(tmp_path, folder):
+    hr = folder("HR", "1.png")
+    with pytest.raises(UserError, match="--name ../My: the start of a file name is needed"):
+        prepare_training_set("../My", [hr], tmp_path / "out", (2,), CUTTING, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["HR"]
 
 
 def test_dflip_is_one_lmdb_over_its_sets_with_folders_in_folders(tmp_path, folder):
@@ -88,7 +95,11 @@ def test_dflip_names_every_set_that_is_not_whole(tmp_path, folder):
     assert len(error.value.lines) == 3
     assert "799 of the 800 images of DIV2K are missing" in error.value.lines[0]
     assert error.value.lines[1].startswith(f"--flickr2k {tmp_path / 'absent'}: No such file")
-    assert error.value.lines[2] == f"--lsdir {folders['LSDIR']}: 1 images; LSDIR has 84991"
+    assert "; --any-count takes any images" in error.value.lines[0]
+    assert error.value.lines[2] == (
+        f"--lsdir {folders['LSDIR']}: 1 images, but LSDIR is to have 84991; --any-count takes any "
+        "number"
+    )
 
 
 def archive(tmp_path, files: dict[str, bytes]):

@@ -30,6 +30,7 @@ from esc_arch.checkpoint_io import remove_temporary_files
 from esc_arch.data.exact_order import GuardedDataset, ResumableSampler
 from esc_arch.errors import UserError
 from esc_arch.models.checkpointing import Checkpointing
+from esc_arch.models.finite_steps import FiniteOptimizers
 from esc_arch.preflight.reading import choose_datasets
 from esc_arch.process_watch import ProcessWatch, is_lost_process, lost_process
 
@@ -362,7 +363,7 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
 
 
 def durable(model_class: type[BaseModel]) -> type[BaseModel]:
-    """The same model with the checkpoints of this package.
+    """The same model with the checkpoints of this package, leaving out steps that are not finite.
 
     Args:
         model_class: Any of BasicSR's or another plugin's models.
@@ -372,7 +373,7 @@ def durable(model_class: type[BaseModel]) -> type[BaseModel]:
     """
     if issubclass(model_class, Checkpointing):
         return model_class
-    return type(model_class.__name__, (Checkpointing, model_class), {})
+    return type(model_class.__name__, (Checkpointing, FiniteOptimizers, model_class), {})
 
 
 @contextlib.contextmanager

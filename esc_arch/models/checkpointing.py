@@ -19,6 +19,7 @@ from esc_arch.checkpoint_io import (
     write_atomically,
 )
 from esc_arch.checkpoints import resolve
+from esc_arch.models.pair_pool import load_pool, remove_older_pools, save_pool
 from esc_arch.random_states import (
     random_states_kept,
     random_states_of_all_processes,
@@ -37,7 +38,8 @@ class Checkpointing:
       cannot be written (a full disk), the run says so and goes on; older files stay.
     - Weights with values that are not finite are never written.
     - Training states also hold the random states of all processes, the gradient scaler and the
-      place in the data, and are restored with them. What validation measured is kept in
+      place in the data, and are restored with them, as is the pool of training pairs that the
+      Real-ESRGAN models have (of the newest two states only). What validation measured is kept in
       `validation.json` of the experiment, so that the best results outlive a resumption.
     - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
       first metric of the first validation set.
@@ -83,6 +85,15 @@ class Checkpointing:
         if broken is not None:
             logger.error(f"{broken} has values that are not finite: not saved.")
             return
+        states = Path(self.opt["path"]["training_states"])
+        try:
+            # Each process its own, and first, so that there is no state without its pools.
+            if current_iter != -1:
+                save_pool(self, states, current_iter)
+            pool_saved = True
+        except OSError as error:
+            logger.error(f"Training pairs not saved: {error.strerror or error}.")
+            pool_saved = False
         self._random_states = random_states_of_all_processes()
         try:
             super().save(epoch, current_iter)
@@ -93,6 +104,8 @@ class Checkpointing:
             )
             return
         self._prune()
+        if pool_saved:
+            remove_older_pools(states)
 
     @master_only
     def save_network(
@@ -173,6 +186,11 @@ class Checkpointing:
             self.scaler.load_state_dict(resume_state["scaler"])
         if resume_state.get("place_in_data") is not None:
             self.place_in_data = tuple(resume_state["place_in_data"])
+        states = Path(self.opt["path"]["training_states"])
+        if not load_pool(self, states, resume_state["iter"]):
+            get_root_logger().warning(
+                "No whole pool of training pairs is there for this iteration: it fills anew."
+            )
         self._resume_best_results(resume_state["iter"])
         if not set_random_states(resume_state.get("random", [])):
             get_root_logger().warning(

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from esc_arch.errors import UserError
 from esc_arch.models.checkpointing import Checkpointing
+from esc_arch.models.finite_steps import FiniteSteps
 from esc_arch.models.optimizers import any_torch_optimizer
-from esc_arch.ops.tiling import super_resolve_tiled
+from esc_arch.ops.tiling import global_pools, super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
 
 AMP_DTYPES = {
@@ -27,7 +28,7 @@ AMP_DTYPES = {
 
 
 @MODEL_REGISTRY.register()
-class ESCModel(Checkpointing, SRModel):
+class ESCModel(Checkpointing, FiniteSteps, SRModel):
     """BasicSR's SRModel with the evaluation of ESC and what training it needs today.
 
     Everything that SRModel does stays: losses, EMA, schedulers, validation on any number of
@@ -87,15 +88,12 @@ class ESCModel(Checkpointing, SRModel):
                 f"train: grad_clip: {self.grad_clip!r}: must be a number above 0, or absent"
             )
 
-        self.max_bad_steps = train_opt.get("max_bad_steps", 20)
-        self._bad_steps = 0
+        self.read_max_bad_steps()
         keep = opt["logger"].get("keep_checkpoints")
-        for name, value in (
-            ("train: max_bad_steps", self.max_bad_steps),
-            ("logger: keep_checkpoints", 1 if keep is None else keep),
-        ):
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name}: {value!r}: must be a whole number of at least 1")
+        if keep is not None and (type(keep) is not int or keep < 1):
+            raise UserError(
+                f"logger: keep_checkpoints: {keep!r}: must be a whole number of at least 1"
+            )
 
         super().init_training_settings()
 
@@ -136,13 +134,12 @@ class ESCModel(Checkpointing, SRModel):
         )
         self.log_dict = self.reduce_loss_dict(losses)
 
-        if self._is_finite_everywhere(total.detach() + norm):
-            self._bad_steps = 0
+        is_finite = self.is_finite_everywhere(total.detach() + norm)
+        if is_finite:
             self.scaler.step(self.optimizer_g)
             if self.ema_decay > 0:
                 self.model_ema(decay=self.ema_decay)
-        else:
-            self._count_bad_step(current_iter)
+        self.count_step(current_iter, is_finite)
         self.scaler.update()
 
     def _forward_for_training(self) -> Tensor:
@@ -159,36 +156,6 @@ class ESCModel(Checkpointing, SRModel):
                 f"compile: true: the network cannot be compiled here: {reason}; a working C++ "
                 "compiler is needed (and on a GPU Triton), or compile: false"
             ) from error
-
-    def feed_data(self, data: dict[str, Any]) -> None:
-        """Take a batch: `lq` and perhaps `gt` of shape (B, C, H, W), and their paths."""
-        super().feed_data(data)
-        self._batch_paths = data.get("gt_path", data.get("lq_path", []))
-
-    def _is_finite_everywhere(self, value: Tensor) -> bool:
-        """Whether a scalar is finite in all processes, which must all take the same step."""
-        bad = (~value.isfinite()).float()
-        if self.opt["dist"]:
-            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
-        return not bad
-
-    def _count_bad_step(self, current_iter: int) -> None:
-        self._bad_steps += 1
-        get_root_logger().warning(
-            f"Iteration {current_iter}: the loss or a gradient is not finite; this step is left "
-            f"out ({self._bad_steps} in a row)."
-        )
-        if self._bad_steps < self.max_bad_steps:
-            return
-        names = [str(path) for path in self._batch_paths]
-        images = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if names[16:] else "")
-        raise UserError(
-            f"train: max_bad_steps: {self.max_bad_steps}: at iteration {current_iter} the loss or "
-            f"a gradient was not finite for that many steps in a row; learning rate "
-            f"{self.get_current_learning_rate()[0]:.3g}, images {images or 'unknown'}; try a lower "
-            "optim_g: lr, grad_clip: 1, a longer warmup_iter, or use_amp: false, and resume from "
-            "the newest checkpoint"
-        )
 
     def compute_losses(self) -> OrderedDict[str, Tensor]:
         """Compare `self.output` with `self.gt` by every loss in the options.
@@ -214,7 +181,11 @@ class ESCModel(Checkpointing, SRModel):
             self.output = self._super_resolve(lq)
         else:
             self.output = super_resolve_tiled(
-                self._super_resolve, lq, *self.tile, multiple=self.window_size
+                self._super_resolve,
+                lq,
+                *self.tile,
+                multiple=self.window_size,
+                pools=global_pools(getattr(self, "net_g_ema", self.net_g)),
             )
         self.lq = lq
 

@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="+",
         metavar="MODEL",
-        help="any of ESC, ESC_light, ESC_FP and ESC_DFLIP (default: all)",
+        help="any of ESC, ESC_light, ESC_FP, ESC_DFLIP, and ESC_light_BSD, the weights that ship "
+        "with this package (default: all)",
     )
     parser.add_argument(
         "--scales", nargs="+", type=int, choices=(2, 3, 4), default=[2, 3, 4], help="default: all"
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
+    from esc_arch.checkpoints import shipped
     from esc_arch.errors import UserError
     from esc_arch.reproduce import (
         MODELS,
@@ -74,7 +76,13 @@ def run(args: argparse.Namespace) -> int:
             close = difflib.get_close_matches(model, MODELS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(MODELS)}"
             raise UserError(f"--models {model}: no such model in the paper's tables; {hint}")
-    pairs = [(model, scale) for model in models for scale in dict.fromkeys(args.scales)]
+    pairs = [
+        (model, scale)
+        for model in models
+        for scale in dict.fromkeys(args.scales)
+        # Not all scales ship.
+        if args.models or not MODELS[model].shipped or MODELS[model].weights(scale) in shipped()
+    ]
 
     complexity, quality, errors = [], [], []
     try:

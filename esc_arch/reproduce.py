@@ -15,14 +15,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import yaml
+from basicsr.metrics import calculate_metric
 
 from esc_arch.checkpoint_io import write_atomically
-from esc_arch.checkpoints import PRETRAINED_FOLDER, PUBLISHED, verify_checkpoint
+from esc_arch.checkpoints import (
+    PRETRAINED_FOLDER,
+    PUBLISHED,
+    SHIPPED_FOLDER,
+    verify_checkpoint,
+)
 from esc_arch.complexity import paper_complexity, paper_input_size
 from esc_arch.errors import UserError
 from sr_data.benchmark_sets import BENCHMARK_SETS
 from sr_data.images import IMAGE_SUFFIXES
+from sr_data.imresize import imresize
 
 CUT_OFF = "yes, cut off"
 NO_WEIGHTS, NO_IMAGES = "no weights: ", "no images: "
@@ -42,15 +51,30 @@ class PaperModel:
         checkpoint: Name of its published checkpoint, but for the scale.
         trained_on: Its training data, as in the tables.
         method: Its name, as in the tables.
+        shipped: Name of weights of the same network that ship with this package, but for the
+            scale, if they are to be measured in place of the published ones.
+        shipped_data: What those were trained on.
     """
 
     checkpoint: str
     trained_on: str
     method: str
+    shipped: str = ""
+    shipped_data: str = ""
 
     def weights(self, scale: int) -> str:
-        """Name of the published checkpoint of this scale."""
-        return self.checkpoint.format(scale=scale)
+        """Name of the checkpoint to measure at this scale."""
+        return (self.shipped or self.checkpoint).format(scale=scale)
+
+    def file(self, scale: int, folder: Path) -> Path:
+        """Where that checkpoint lies, given the folder of published ones."""
+        if self.shipped:
+            return SHIPPED_FOLDER / f"{self.weights(scale)}.safetensors"
+        return folder / f"{self.weights(scale)}.pth"
+
+    def network_g(self, scale: int) -> dict[str, Any]:
+        """The network's option block."""
+        return dict(PUBLISHED[self.checkpoint.format(scale=scale)].network_g)
 
 
 MODELS: dict[str, PaperModel] = {
@@ -58,6 +82,13 @@ MODELS: dict[str, PaperModel] = {
     "ESC_light": PaperModel("ESC_light_X{scale}", "DIV2K", "ESC-light"),
     "ESC_FP": PaperModel("ESC_FP_X{scale}", "DIV2K", "ESC-FP"),
     "ESC_DFLIP": PaperModel("ESC_DFLIP_X{scale}", "DFLIP", "ESC"),
+    "ESC_light_BSD": PaperModel(
+        "ESC_light_X{scale}",
+        "DIV2K",
+        "ESC-light",
+        "ESC_light_x{scale}_BSD",
+        "BSDS400 and T91, 491 photographs",
+    ),
 }
 
 
@@ -107,6 +138,7 @@ class Quality:
         ssim: On Y.
         paper_psnr: As printed.
         paper_ssim: As printed.
+        bicubic: PSNR / SSIM of bicubic upscaling, measured here.
         note: What is missing, or particular.
     """
 
@@ -117,6 +149,7 @@ class Quality:
     ssim: str
     paper_psnr: str
     paper_ssim: str
+    bicubic: str
     note: str
 
 
@@ -144,7 +177,7 @@ def measure_complexity(model: str, scale: int) -> Complexity:
         UserError: fvcore is not installed.
     """
     printed = _printed(model, scale)
-    network_g = PUBLISHED[MODELS[model].weights(scale)].network_g
+    network_g = MODELS[model].network_g(scale)
     parameters, flops = _complexity(yaml.safe_dump(network_g))
     return Complexity(model, scale, parameters, flops, printed["params_k"], printed["flops_g"])
 
@@ -174,27 +207,56 @@ def measure_quality(
         A row for each benchmark set, measured or saying what is missing; and the error if the test
         could not be run, which the rows tell too.
     """
-    name = MODELS[model].weights(scale)
-    checkpoint = weights / f"{name}.pth"
+    checkpoint = MODELS[model].file(scale, weights)
     sets = {one: _paths(data, one, scale) for one in BENCHMARK_SETS}
     missing = {one: [path for path in paths if not path.is_dir()] for one, paths in sets.items()}
     if not checkpoint.is_file():
-        return _rows(model, scale, {}, dict.fromkeys(sets, f"{NO_WEIGHTS}{checkpoint}")), None
+        return _rows(model, scale, {}, {}, dict.fromkeys(sets, f"{NO_WEIGHTS}{checkpoint}")), None
     notes = {one: f"{NO_IMAGES}{paths[0]}" if paths else "" for one, paths in missing.items()}
     found = {one: paths for one, paths in sets.items() if not missing[one]}
     if not found:
-        return _rows(model, scale, {}, notes), None
+        return _rows(model, scale, {}, {}, notes), None
     try:
         verify_checkpoint(checkpoint)
-        figures = _run_test(f"{model}_x{scale}", name, scale, checkpoint, found, out)
+        network_g = MODELS[model].network_g(scale)
+        figures = _run_test(f"{model}_x{scale}", network_g, checkpoint, found, out)
     except UserError as error:
         notes |= dict.fromkeys(found, f"failed: {error}")
-        return _rows(model, scale, {}, notes), error
+        return _rows(model, scale, {}, {}, notes), error
     for one, (hr, _) in found.items():
         count = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in hr.iterdir())
         if count != BENCHMARK_SETS[one][0]:
             notes[one] = f"{count} images; the set has {BENCHMARK_SETS[one][0]}"
-    return _rows(model, scale, figures, notes), None
+    bicubic = {one: measure_bicubic(hr, lr, scale) for one, (hr, lr) in found.items()}
+    return _rows(model, scale, figures, bicubic, notes), None
+
+
+@cache
+def measure_bicubic(hr: Path, lr: Path, scale: int) -> tuple[float, float]:
+    """Measure MATLAB's bicubic upscaling of a benchmark set by BasicSR's metrics.
+
+    Args:
+        hr: Folder of HR images.
+        lr: Folder of LR images, named `{}x2.png` and so on.
+        scale: Their scale.
+
+    Returns:
+        Mean PSNR in dB and SSIM, on Y, without a border of `scale` pixels.
+    """
+    figures = []
+    for path in sorted(path for path in hr.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+        gt, lq = cv2.imread(str(path)), cv2.imread(str(lr / f"{path.stem}x{scale}.png"))
+        images = {"img": imresize(lq, scale), "img2": gt}
+        figures.append(
+            [
+                calculate_metric(
+                    images, {"type": metric, "crop_border": scale, "test_y_channel": True}
+                )
+                for metric in ("calculate_psnr", "calculate_ssim")
+            ]
+        )
+    psnr, ssim = np.mean(figures, axis=0)
+    return float(psnr), float(ssim)
 
 
 def remedies(quality: Sequence[Quality], data: Path, weights: Path) -> list[str]:
@@ -209,7 +271,9 @@ def remedies(quality: Sequence[Quality], data: Path, weights: Path) -> list[str]
         At most a line for the weights and one for the images.
     """
     lines = []
-    lacking = [row for row in quality if row.note.startswith(NO_WEIGHTS)]
+    lacking = [
+        row for row in quality if row.note.startswith(NO_WEIGHTS) and not MODELS[row.model].shipped
+    ]
     if lacking:
         names = dict.fromkeys(MODELS[row.model].weights(row.scale) for row in lacking)
         line = f"no weights: get them with: basicsr checkpoints download {' '.join(names)}"
@@ -231,19 +295,26 @@ def _paths(data: Path, dataset: str, scale: int) -> tuple[Path, Path]:
 
 
 def _rows(
-    model: str, scale: int, figures: dict[str, dict[str, str]], notes: dict[str, str]
+    model: str,
+    scale: int,
+    figures: dict[str, dict[str, str]],
+    bicubic: dict[str, tuple[float, float]],
+    notes: dict[str, str],
 ) -> list[Quality]:
     printed = _printed(model, scale)
+    data = MODELS[model].shipped_data
+    trained_on = data and f"trained on {data}; the paper's on {MODELS[model].trained_on}"
     rows = []
     for dataset in BENCHMARK_SETS:
         paper_psnr, _, paper_ssim = printed[dataset.lower()].partition("/")
         misprint = MISPRINTS.get(
             (MODELS[model].trained_on, MODELS[model].method, scale, dataset.lower())
         )
-        note = "; ".join(filter(None, (notes[dataset], misprint)))
+        note = "; ".join(filter(None, (notes[dataset], trained_on, misprint)))
         measured = figures.get(dataset, {})
         psnr, ssim = measured.get("psnr", ""), measured.get("ssim", "")
-        rows.append(Quality(model, scale, dataset, psnr, ssim, paper_psnr, paper_ssim, note))
+        plain = "{:.2f} / {:.4f}".format(*bicubic[dataset]) if dataset in bicubic else ""
+        rows.append(Quality(model, scale, dataset, psnr, ssim, paper_psnr, paper_ssim, plain, note))
     return rows
 
 
@@ -300,14 +371,13 @@ def pipeline_options(
 
 def _run_test(
     run: str,
-    name: str,
-    scale: int,
+    network_g: dict[str, Any],
     checkpoint: Path,
     sets: dict[str, tuple[Path, Path]],
     out: Path,
 ) -> dict[str, dict[str, str]]:
     """Run `basicsr test` in a process of its own, since BasicSR keeps one logger for a process."""
-    options = pipeline_options(run, dict(PUBLISHED[name].network_g), checkpoint, sets)
+    options = pipeline_options(run, network_g, checkpoint, sets)
     file = out / f"test_{run}.yml"
     write_atomically(file, yaml.safe_dump(options, sort_keys=False).encode())
     command = [sys.executable, "-m", "basicsr_cli", "test", "-opt", str(file.resolve())]
@@ -370,12 +440,13 @@ def complexity_table(rows: Sequence[Complexity]) -> list[list[str]]:
 def quality_table(rows: Sequence[Quality]) -> list[list[str]]:
     """Lay out PSNR and SSIM, the header first."""
     header = ["model", "scale", "set", "PSNR", "paper", "difference"]
-    table = [[*header, "SSIM", "paper", "difference", "note"]]
+    table = [[*header, "SSIM", "paper", "difference", "bicubic", "note"]]
     for row in rows:
         table.append(
             [row.model, f"x{row.scale}", row.dataset]
             + [row.psnr, row.paper_psnr, _difference(row.psnr, row.paper_psnr, 2)]
-            + [row.ssim, row.paper_ssim, _difference(row.ssim, row.paper_ssim, 4), row.note]
+            + [row.ssim, row.paper_ssim, _difference(row.ssim, row.paper_ssim, 4)]
+            + [row.bicubic, row.note]
         )
     return table
 

@@ -1,6 +1,7 @@
 """`basicsr reproduce` gives what the paper prints and what `basicsr test` gives."""
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import cv2
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
+from esc_arch import reproduce
 from esc_arch.archs import ESC
 from esc_arch.checkpoints import PRETRAINED_FOLDER
 from esc_arch.reproduce import (
@@ -81,8 +84,8 @@ def test_the_figures_are_those_of_basicsr_test(tmp_path, photographs, run_basics
     by_set = {row[2]: row for row in rows[1:]}
     assert by_set["Set5"][4] == "38.24" and by_set["Set5"][7] == "0.9615"
     assert float(by_set["Set5"][5]) == pytest.approx(float(by_set["Set5"][3]) - 38.24, abs=0.00501)
-    assert by_set["Set5"][9] == "1 images; the set has 5"
-    assert by_set["Urban100"][9] == "no images: datasets/benchmarks/Urban100/HR"
+    assert by_set["Set5"][10] == "1 images; the set has 5"
+    assert by_set["Urban100"][10] == "no images: datasets/benchmarks/Urban100/HR"
     assert (
         "no images: make them with: python datasets_prep/benchmarks.py --src DIR "
         "--out datasets/benchmarks --sets B100 Urban100 Manga109, where"
@@ -94,7 +97,8 @@ def test_the_figures_are_those_of_basicsr_test(tmp_path, photographs, run_basics
 
 
 def test_sizes_are_the_papers_for_all_classic_rows():
-    rows = [measure_complexity(model, scale) for model in MODELS for scale in (2, 3, 4)]
+    printed = [model for model in MODELS if not MODELS[model].shipped]
+    rows = [measure_complexity(model, scale) for model in printed for scale in (2, 3, 4)]
     assert len(rows) == 12
     assert {row.flops_agree for row in rows} == {"yes"}
     # 603,600 parameters are printed as 603.
@@ -145,11 +149,40 @@ def test_weights_of_another_network_give_a_row_and_an_error(tmp_path, photograph
         "n_blocks is 1 in place of 3\n"
     )
     rows = read_csv(tmp_path / "out/quality.csv")
-    assert rows[1][2] == "Set5" and rows[1][9].startswith("failed: ")
+    assert rows[1][2] == "Set5" and rows[1][10].startswith("failed: ")
     assert rows[3][9] == "no images: data/B100/HR"
     assert read_csv(tmp_path / "out/complexity.csv")[1][:4] == [
         *("ESC_light", "x2", "640x360", "603600")
     ]
+
+
+def test_shipped_weights_are_measured_beside_the_papers_with_their_own_data(
+    tmp_path, photographs, monkeypatch
+):
+    monkeypatch.setattr(reproduce, "SHIPPED_FOLDER", tmp_path / "shipped")
+    data = tmp_path / "data"
+    write_images(data, photographs)
+    rows, error = measure_quality("ESC_light_BSD", 2, data, tmp_path, tmp_path)
+    assert error is None
+    assert rows[0].note.startswith(f"no weights: {tmp_path / 'shipped/ESC_light_x2_BSD'}")
+    assert remedies(rows, data, tmp_path) == []
+
+    write_weights(tmp_path / "ESC_light.pth")
+    weights = torch.load(tmp_path / "ESC_light.pth", weights_only=True)["params_ema"]
+    (tmp_path / "shipped").mkdir()
+    save_file(weights, tmp_path / "shipped/ESC_light_x2_BSD.safetensors")
+    rows, error = measure_quality("ESC_light_BSD", 2, data, tmp_path, tmp_path)
+    assert error is None
+    row = next(row for row in rows if row.dataset == "Set5")
+    assert float(row.psnr) > 0 and row.paper_psnr == "38.24"
+    assert "trained on BSDS400 and T91, 491 photographs; the paper's on DIV2K" in row.note
+
+    hr = cv2.imread(str(data / "Set5/HR/chelsea.png"))
+    upscaled = imresize(cv2.imread(str(data / "Set5/LR_bicubic/X2/chelseax2.png")), 2)
+    # The weights of ITU-R BT.601 for blue, green and red.
+    difference = (upscaled.astype(float) - hr) @ [24.966, 128.553, 65.481] / 255
+    psnr = 10 * math.log10(255**2 / (difference[2:-2, 2:-2] ** 2).mean())
+    assert float(row.bicubic.split(" / ")[0]) == pytest.approx(psnr, abs=0.006)
 
 
 def test_an_unknown_model_is_one_line(run_basicsr):

@@ -213,7 +213,9 @@ def test_testing_uses_ema_weights_on_the_benchmarks(name: str) -> None:
     assert options["path"]["param_key_g"] == "params_ema"
     if model != "ESC_Real":
         sets = {data["name"]: data for data in options["datasets"].values()}
-        assert list(sets) == ["Set5", "Set14", "B100", "Urban100", "Manga109"]
+        all_sets = ["Set5", "Set14", "B100", "Urban100", "Manga109"]
+        # What ships was measured on the first two.
+        assert list(sets) == (all_sets[:2] if name.endswith("_BSD") else all_sets)
         for benchmark, data in sets.items():
             assert data["dataroot_gt"] == f"datasets/benchmarks/{benchmark}/HR"
             assert data["dataroot_lq"] == f"datasets/benchmarks/{benchmark}/LR_bicubic/X{scale}"

@@ -99,6 +99,8 @@ def _fetch(url: str, partial: Path, progress: bool, retries: int, wait: float) -
                 _fetch_rest(session, url, file, _tag_file(partial), progress)
                 file.flush()
                 os.fsync(file.fileno())
+                if file.tell() == 0:
+                    raise UserError(f"{url}: the server sent an empty file")
                 return
             except requests.RequestException as error:
                 failures = 1 if file.tell() > before else failures + 1

@@ -181,6 +181,13 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
         fetch(server, tmp_path / "other.zip", retries=2)
 
 
+def test_an_empty_file_is_an_error_of_one_line(server, tmp_path):
+    server.content = b""
+    with pytest.raises(UserError, match="the server sent an empty file"):
+        fetch(server, tmp_path / "file")
+    assert names(tmp_path) == []
+
+
 def test_no_server_is_an_error_of_one_line(server, tmp_path):
     with pytest.raises(UserError, match="cannot be reached: Connection refused; run the same"):
         download("http://127.0.0.1:1/file", tmp_path / "file", progress=False, retries=0)

@@ -7,7 +7,9 @@ exactly.
 
 import contextlib
 import copy
+import errno
 import functools
+import logging
 import shlex
 import signal
 import sys
@@ -20,6 +22,7 @@ from typing import Any
 import basicsr.test
 import basicsr.train
 import torch
+from basicsr.models import sr_model
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
@@ -40,6 +43,10 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 # The other processes wait while the first one validates or saves: NCCL for ten minutes of its own
 # accord. Processes that are gone are the business of ProcessWatch.
 WAIT_LIMIT = timedelta(hours=3)
+
+
+# What the user can mend where files are written.
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class StopRequested(BaseException):  # noqa: N818
@@ -80,6 +87,9 @@ class TrainingRun:
         """
         with (
             self._signals(),
+            _exchanged(sr_model, imwrite=_forgiving(sr_model.imwrite)),
+            # A log file on a full disk would print a traceback a line; the screen has the line.
+            _exchanged(logging, raiseExceptions=False),
             _exchanged(
                 torch.distributed,
                 init_process_group=functools.partial(
@@ -108,7 +118,13 @@ class TrainingRun:
 
     def _train_or_stop(self, root_path: str) -> int:
         try:
-            basicsr.train.train_pipeline(root_path)
+            with _plain_errors():
+                basicsr.train.train_pipeline(root_path)
+            if self._model.unsaved is not None:
+                raise UserError(
+                    f"the training is done, but its end could not be saved: {self._model.unsaved}; "
+                    "make room and go on with --auto_resume from the newest checkpoint"
+                )
             return 0
         except StopRequested:
             pass
@@ -174,7 +190,8 @@ class TrainingRun:
     def _keep_tb_logger(self, init_tb_loggers: Callable[[dict], Any]) -> Callable:
         @functools.wraps(init_tb_loggers)
         def init(opt: dict[str, Any]) -> Any:
-            self._tb_logger = init_tb_loggers(opt)
+            tb_logger = init_tb_loggers(opt)
+            self._tb_logger = tb_logger and _ForgivingLogger(tb_logger)
             return self._tb_logger
 
         return init
@@ -355,8 +372,9 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
         return opt, parsed
 
     build_dataset, parse_options = basicsr.test.build_dataset, basicsr.test.parse_options
-    with _exchanged(
-        basicsr.test, parse_options=parse, build_dataset=build, build_model=build_model
+    with (
+        _plain_errors(),
+        _exchanged(basicsr.test, parse_options=parse, build_dataset=build, build_model=build_model),
     ):
         basicsr.test.test_pipeline(root_path)
     return 0
@@ -374,6 +392,57 @@ def durable(model_class: type[BaseModel]) -> type[BaseModel]:
     if issubclass(model_class, Checkpointing):
         return model_class
     return type(model_class.__name__, (Checkpointing, FiniteOptimizers, model_class), {})
+
+
+class _ForgivingLogger:
+    """A TensorBoard writer that falls silent, with a line, where it cannot write.
+
+    Args:
+        writer: A SummaryWriter, which raises at each call after its thread has failed.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            if self._failed:
+                return
+            try:
+                getattr(self._writer, name)(*args, **kwargs)
+            except OSError as error:
+                self._failed = True
+                get_root_logger().error(
+                    f"TensorBoard: {error.strerror or error}. Nothing more is written for it until "
+                    "the run is resumed; training goes on."
+                )
+
+        return call
+
+
+def _forgiving(imwrite: Callable[..., None]) -> Callable[..., None]:
+    """An image of the validation that cannot be written does not end the training."""
+
+    @functools.wraps(imwrite)
+    def write(img: Any, file_path: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            imwrite(img, file_path, *args, **kwargs)
+        except OSError as error:
+            get_root_logger().error(f"{file_path} not written: {error.strerror or error}")
+
+    return write
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Say in one line that a folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise UserError(f"{error.filename or 'the current folder'}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, starved of disk or fed bad data, in processes of their own."""
 
+import contextlib
 import os
 import re
 import resource
@@ -7,13 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import pytest
 import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from esc_arch.training import _ForgivingLogger
+
+# isort: split
+# Importable only once esc_arch has mended it.
+from basicsr.utils import get_root_logger
 
 NETWORK = {
     "type": "ESC",
@@ -201,6 +209,81 @@ def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path, write_trai
     assert sorted(losses(run.log)) == list(range(1, 8))
     written = {path.name for path in (tmp_path / "experiments/tiny").rglob("*") if path.is_file()}
     assert not any(name.endswith((".state", ".tmp")) for name in written)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB, where this system lets one be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte free."""
+    with open(folder / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(bytes(512))
+
+
+def test_on_a_disk_without_a_free_byte_training_goes_on_and_the_end_tells(
+    small_disk: Path, write_train_options
+):
+    changes = {"val:save_img": True, "logger:use_tb_logger": True, "train:total_iter": 30}
+    run = Run(small_disk, "-opt", write_train_options({**OPTIONS, **changes}))
+    run.read_until(r"iter: +6,")
+    fill(small_disk)
+    assert run.finish() == 2
+    assert sorted(losses(run.log)) == list(range(1, 31))
+    for line in (
+        "Iteration 25 not saved: No space left on device. Older checkpoints are untouched; ",
+        "chelseax2_25.png not written: ",
+        "End of the training not saved: No space left on device.",
+    ):
+        assert line in run.log, run.log[-3000:]
+    assert "Logging error" not in run.log
+    last = run.log.strip().splitlines()[-1]
+    assert last.startswith("basicsr: error: the training is done, but its end could not be saved: ")
+    experiment = small_disk / "experiments" / "tiny"
+    load(experiment / "models/net_g_5.pth"), load(experiment / "training_states/5.state")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_on_a_full_disk_falls_silent_with_one_line(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+):
+    # BasicSR's logger hands nothing on to the root's.
+    get_root_logger().addHandler(caplog.handler)
+    writer = SummaryWriter(small_disk)
+    logger = _ForgivingLogger(writer)
+    fill(small_disk)
+    for current_iter in range(3):
+        # More than the rest of the disk's last page.
+        logger.add_text("long", "text" * 5000, current_iter)
+        logger.flush()
+    logger.close()
+    get_root_logger().removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "TensorBoard: No space left on device. Nothing more is written for it until the run is "
+        "resumed; training goes on."
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, write_train_options):
+    options = write_train_options(OPTIONS)
+    run = Run(
+        tmp_path,
+        "-opt",
+        options,
+        preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    assert run.finish() == 2
+    assert "Traceback" not in run.log
+    assert run.log.strip().splitlines()[-1].endswith(": File too large")
 
 
 def test_keep_checkpoints_spares_the_newest_and_the_best(tmp_path: Path, write_train_options):

@@ -48,7 +48,10 @@ class Checkpointing:
     Attributes:
         place_in_data: Epoch, and samples of it that all processes together have trained on; the
             command sets it. None where it is not known.
+        unsaved: Why the last save failed; None if it did not.
     """
+
+    unsaved: str | None = None
 
     place_in_data: tuple[int, int] | None = None
 
@@ -83,7 +86,8 @@ class Checkpointing:
         logger = get_root_logger()
         broken = self._non_finite_network()
         if broken is not None:
-            logger.error(f"{broken} has values that are not finite: not saved.")
+            self.unsaved = f"{broken} has values that are not finite"
+            logger.error(f"{self.unsaved}: not saved.")
             return
         states = Path(self.opt["path"]["training_states"])
         try:
@@ -98,11 +102,15 @@ class Checkpointing:
         try:
             super().save(epoch, current_iter)
         except OSError as error:
+            self.unsaved = error.strerror or str(error)
+            what, then = f"Iteration {current_iter}", "; training goes on to the next save"
+            if current_iter == -1:
+                what, then = "End of the training", ""
             logger.error(
-                f"Iteration {current_iter} not saved: {error.strerror or error}. Older checkpoints "
-                "are untouched; training goes on to the next save."
+                f"{what} not saved: {self.unsaved}. Older checkpoints are untouched{then}."
             )
             return
+        self.unsaved = None
         self._prune()
         if pool_saved:
             remove_older_pools(states)

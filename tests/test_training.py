@@ -188,11 +188,35 @@ def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
     assert run.finish() == 0, run.log[-3000:]
     assert (
         "WARNING: Resuming keeps what the training state says: lr 0.001 (the options say 0.0002), "
-        "milestones [3] (the options say [4]). To change it, start a new run from the weights"
+        "milestones [3] (the options say [4]). path: resume_schedule: options takes the schedule"
     ) in run.log
     assert re.search(r"not resumed from iteration 6: .*net_g_6.pth: not a checkpoint", run.log)
     assert re.search(r"not resumed from iteration 4: .*4.state: damaged", run.log)
     assert sorted(losses(run.log)) == [3, 4, 5, 6]
+
+
+def test_a_schedule_changed_on_resuming_gives_what_it_gives_from_the_start(
+    tmp_path: Path, write_train_options
+):
+    whole = {**OPTIONS, "train:total_iter": 6, "logger:save_checkpoint_freq": 3}
+    whole["train:scheduler:milestones"] = [4]
+    (tmp_path / "whole").mkdir()
+    assert Run(tmp_path / "whole", "-opt", write_train_options(whole)).finish() == 0
+
+    first = {**whole, "train:total_iter": 3, "train:scheduler:milestones": [5]}
+    (tmp_path / "parts").mkdir()
+    options = write_train_options(first)
+    assert Run(tmp_path / "parts", "-opt", options).finish() == 0
+    changes = ["path:resume_schedule=options", "train:scheduler:milestones=[4]"]
+    run = Run(
+        tmp_path / "parts",
+        *("-opt", options, "--auto_resume", "--force_yml", "train:total_iter=6", *changes),
+    )
+    assert run.finish() == 0, run.log[-3000:]
+    assert "Resuming keeps" not in run.log
+    saved = [tmp_path / part / "experiments/tiny" for part in ("whole", "parts")]
+    for name in ("models/net_g_6.pth", "training_states/6.state"):
+        assert same(*(load(folder / name) for folder in saved)), name
 
 
 def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path, write_train_options):

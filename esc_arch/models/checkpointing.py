@@ -29,6 +29,8 @@ from esc_arch.random_states import (
 VALIDATION_FILE = "validation.json"
 # Options of BasicSR's schedulers, which keep them under these names.
 SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
+# How far a scheduler has come: what torch adds to that.
+PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
 class Checkpointing:
@@ -41,6 +43,8 @@ class Checkpointing:
       place in the data, and are restored with them, as is the pool of training pairs that the
       Real-ESRGAN models have (of the newest two states only). What validation measured is kept in
       `validation.json` of the experiment, so that the best results outlive a resumption.
+    - `path: resume_schedule: options` goes on with the learning rate schedule of the options in place
+      of that of the training state; what is past stays as it was. The default is `state`.
     - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
       first metric of the first validation set.
     - Files are loaded without running code from them, .safetensors too.
@@ -178,7 +182,12 @@ class Checkpointing:
             resume_state: What was loaded from the .state file.
         """
         asked = self._options_in_use()
+        schedules = [scheduler.state_dict() for scheduler in self.schedulers]
         super().resume_training(resume_state)
+        if self.opt["path"].get("resume_schedule") == "options":
+            for scheduler, schedule in zip(self.schedulers, schedules, strict=True):
+                progress = {name: vars(scheduler)[name] for name in PROGRESS}
+                scheduler.load_state_dict({**schedule, **progress})
         saved = self._options_in_use()
         changed = [
             f"{name} {saved[name]} (the options say {value})"
@@ -187,7 +196,8 @@ class Checkpointing:
         ]
         if changed:
             get_root_logger().warning(
-                f"Resuming keeps what the training state says: {', '.join(changed)}. To change it, "
+                f"Resuming keeps what the training state says: {', '.join(changed)}. "
+                "path: resume_schedule: options takes the schedule of the options; for the rest "
                 "start a new run from the weights (path: pretrain_network_g)."
             )
         if resume_state.get("scaler"):

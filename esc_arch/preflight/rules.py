@@ -175,6 +175,7 @@ RULES: list[tuple[str, Rule]] = [
     ("path:param_key_*", _or_null(_text)),
     ("path:pretrain_network_*", _or_null(_text)),
     ("path:resume_state", _or_null(_text)),
+    ("path:resume_schedule", _one_of("state", "options")),
     ("train:total_iter", _whole(1)),
     ("train:warmup_iter", _whole(-1)),
     ("train:ema_decay", _PROBABILITY),

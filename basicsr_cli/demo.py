@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import GridSpec
 
 HELP = (
     "Train a small ESC on the CPU in a few minutes, compare it with bicubic upscaling, and upscale "
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if status != 0:
         return status
 
-    comparisons = compare(opt)
+    comparisons = compare(opt, f"experiments/{opt['name']}/models/net_g_latest.pth")
     print_table(comparisons)
     try:
         draw(args.picture, comparisons, read_curves(opt["name"]))
@@ -129,11 +131,12 @@ def find_option_file() -> Path:
     raise UserError(f"{package / 'options' / OPTION_FILE}: missing; install the package again")
 
 
-def compare(opt: dict) -> list[Comparison]:
-    """Upscale the validation photographs with the EMA weights just trained, and bicubically.
+def compare(opt: dict, weights: str) -> list[Comparison]:
+    """Upscale the validation photographs with a network's EMA weights, and bicubically.
 
     Args:
         opt: The training's option file.
+        weights: The checkpoint: its path, or the name of one that ships.
 
     Returns:
         One comparison a photograph.
@@ -153,10 +156,7 @@ def compare(opt: dict) -> list[Comparison]:
             "num_gpu": int(torch.cuda.is_available()),
             "dist": False,
             "is_train": False,
-            "path": {
-                "pretrain_network_g": f"experiments/{opt['name']}/models/net_g_latest.pth",
-                "param_key_g": "params_ema",
-            },
+            "path": {"pretrain_network_g": weights, "param_key_g": "params_ema"},
         }
     )
     dataset = build_dataset({**opt["datasets"]["val"], "phase": "val", "scale": opt["scale"]})
@@ -217,14 +217,14 @@ def read_curves(name: str) -> dict[str, tuple[list[int], list[float]]]:
 def draw(
     path: Path,
     comparisons: list[Comparison],
-    curves: dict[str, tuple[list[int], list[float]]],
+    curves: dict[str, tuple[list[int], list[float]]] | None = None,
 ) -> None:
-    """Write one PNG: a row of crops for each photograph, and below them the curves.
+    """Write one PNG: a row of crops for each photograph, and below them the curves, if any.
 
     Args:
         path: Where to write; its folder is made.
         comparisons: What `compare` returned.
-        curves: What `read_curves` returned.
+        curves: What `read_curves` returned; None for a picture without.
     """
     import io
 
@@ -233,8 +233,9 @@ def draw(
     from esc_arch.checkpoint_io import write_atomically
 
     rows = len(comparisons)
-    figure = Figure(figsize=(9, 3.1 * rows + 2.6), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, 6, height_ratios=[3] * rows + [2.4])
+    heights = [3.1] * rows + [2.6] * (curves is not None)
+    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
     for row, each in enumerate(comparisons):
         top, left, side = SHOWN_CROPS[each.name]
         for column, (method, image) in enumerate(each.images.items()):
@@ -248,6 +249,22 @@ def draw(
             )
             axes.set_title(f"{method}\n{figures}", fontsize=10)
 
+    if curves is not None:
+        _draw_curves(figure, grid, comparisons, curves)
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
+
+
+def _draw_curves(
+    figure: Figure,
+    grid: GridSpec,
+    comparisons: list[Comparison],
+    curves: dict[str, tuple[list[int], list[float]]],
+) -> None:
+    rows = len(comparisons)
     axes = figure.add_subplot(grid[rows, :3])
     axes.semilogy(*curves["loss"])
     axes.set(title="training loss (L1)", xlabel="iteration")
@@ -257,8 +274,3 @@ def draw(
     axes.axhline(bicubic, color="grey", linestyle="--", label="bicubic")
     axes.set(title="validation PSNR (dB), mean", xlabel="iteration")
     axes.legend()
-
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())

@@ -43,8 +43,8 @@ class Checkpointing:
       place in the data, and are restored with them, as is the pool of training pairs that the
       Real-ESRGAN models have (of the newest two states only). What validation measured is kept in
       `validation.json` of the experiment, so that the best results outlive a resumption.
-    - `path: resume_schedule: options` goes on with the learning rate schedule of the options in place
-      of that of the training state; what is past stays as it was. The default is `state`.
+    - `path: resume_schedule: options` goes on with the learning rate schedule of the options, not
+      with that of the training state, the default (`state`); what is past stays as it was.
     - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
       first metric of the first validation set.
     - Files are loaded without running code from them, .safetensors too.

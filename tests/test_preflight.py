@@ -1,6 +1,7 @@
 """Everything wrong with an option file is said at once, one line each, and right files pass."""
 
 import copy
+import functools
 import os
 import random
 import tempfile
@@ -385,6 +386,12 @@ def test_training_files_are_not_tested_and_the_reverse() -> None:
     )
 
 
+def test_a_null_for_a_folder_of_pairs_is_named(write_train_options: WriteOptions) -> None:
+    path = write_train_options()
+    error = "datasets:val:dataroot_lq: must be a path, not None"
+    assert only_error(path, ["datasets:val:dataroot_lq=~"]) == error
+
+
 def test_where_some_test_sets_are_absent_the_others_are_offered(
     write_test_options: WriteOptions, tmp_path: Path
 ) -> None:
@@ -558,10 +565,12 @@ def places(section: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[s
 
 
 @st.composite
-def mutated_options(draw: st.DrawFn) -> tuple[dict[str, Any], bool]:
+def mutated_options(
+    draw: st.DrawFn, files: dict[str, dict[str, Any]] = FUZZED
+) -> tuple[dict[str, Any], bool]:
     """One of our option files with one to three changes, and whether it is for training."""
-    name = draw(st.sampled_from(sorted(FUZZED)))
-    options = copy.deepcopy(FUZZED[name])
+    name = draw(st.sampled_from(sorted(files)))
+    options = copy.deepcopy(files[name])
     for _ in range(draw(st.integers(1, 3))):
         *parents, key = draw(st.sampled_from(places(options) or [("name",)]))
         section = options
@@ -570,7 +579,8 @@ def mutated_options(draw: st.DrawFn) -> tuple[dict[str, Any], bool]:
         change = draw(st.sampled_from(["drop", "replace", "misspell", "scale", "rename"]))
         value = section.pop(key, None)
         if change == "replace":
-            section[key] = draw(VALUES)
+            # A later change may fall within it, and some are the same object each time.
+            section[key] = copy.deepcopy(draw(VALUES))
         elif change == "misspell":
             position = draw(st.integers(0, len(key) - 1)) if key else 0
             section[key[:position] + key[position + 1 :]] = value
@@ -596,6 +606,33 @@ def test_no_mutation_of_an_option_file_ends_in_a_traceback(case: tuple[Any, bool
         path.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
         # The data is missing, so there is always something to say.
         assert check(path, is_train=is_train)
+        assert os.listdir(folder) == ["options.yml"]
+
+
+@pytest.fixture(scope="module")
+def fuzzed_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The same option files with data and checkpoints that are there."""
+    found = {}
+    for name, options in FUZZED.items():
+        found[name] = copy.deepcopy(options)
+        for entry in make_data(options, tmp_path_factory.mktemp(name)):
+            keys, _, value = entry.partition("=")
+            *parents, key = keys.split(":")
+            functools.reduce(dict.__getitem__, parents, found[name])[key] = value
+    return found
+
+
+@FUZZING
+@given(data=st.data())
+def test_no_mutation_ends_in_a_traceback_where_the_data_is_there(
+    data: st.DataObject, fuzzed_data: dict[str, dict[str, Any]]
+) -> None:
+    options, is_train = data.draw(mutated_options(fuzzed_data))
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(sandbox, "MAX_BUILD_CALLS", 1_500_000)
+        path = Path(folder, "options.yml")
+        path.write_text(yaml.safe_dump(options, allow_unicode=True), encoding="utf-8")
+        check(path, is_train=is_train)
         assert os.listdir(folder) == ["options.yml"]
 
 

@@ -109,6 +109,7 @@ class GuardedDataset(Dataset):
                 f"{self.section}: on_bad_sample: {on_bad_sample!r}: must be stop or skip"
             )
         self.training = dataset_opt.get("phase") == "train"
+        self.scale = dataset_opt.get("scale")
         self.skips = self.training and on_bad_sample == "skip"
 
     def __len__(self) -> int:
@@ -134,6 +135,7 @@ class GuardedDataset(Dataset):
             sample = self._read(int(index))
         if not self.training:
             self._check_name(sample)
+            self._check_size(sample)
         return sample
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -178,6 +180,19 @@ class GuardedDataset(Dataset):
         name = os.path.splitext(os.path.basename(path))[0]
         if name.strip(". ") == "" or "\0" in name or "\\" in name:
             raise BadSampleError(f"{self.section}: {path!r}: cannot name a result image")
+
+    def _check_size(self, sample: dict[str, Any]) -> None:
+        """Refuse a pair whose GT is not as many times larger as the metrics need it to be."""
+        gt, lq = sample.get("gt"), sample.get("lq")
+        # Videos have a dimension more, and data sets for other tasks no scale.
+        if self.scale is None or not all(getattr(each, "ndim", 0) == 3 for each in (gt, lq)):
+            return
+        (gt_height, gt_width), (height, width) = gt.shape[-2:], lq.shape[-2:]
+        if (gt_height, gt_width) != (height * self.scale, width * self.scale):
+            raise BadSampleError(
+                f"{self.section}: {sample.get('lq_path')} is {width} x {height}, but "
+                f"{sample.get('gt_path')} {gt_width} x {gt_height}: that is not scale {self.scale}"
+            )
 
 
 def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> str | None:

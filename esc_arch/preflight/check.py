@@ -504,9 +504,15 @@ class _Check:
                 elif not is_file(location):
                     self.error(place, f"no such file: {one_line(location)}")
         paired = (PairedImageDataset, RealESRGANPairedDataset)
-        both = {"dataroot_gt", "dataroot_lq"} <= set(value)
+        roots = [key for key in ("dataroot_gt", "dataroot_lq") if key in value]
         listed = any(value.get(key) for key in ("meta_info", "meta_info_file"))
-        if roots_found and both and inspect.isclass(dataset) and issubclass(dataset, paired):
+        if not inspect.isclass(dataset) or not issubclass(dataset, paired):
+            return
+        for key in roots:
+            if value[key] is None:
+                roots_found = False
+                self.error((*path, key), "must be a path, not None")
+        if roots_found and len(roots) == 2:
             scale = self.get("scale")
             if is_lmdb:
                 problem = lmdb_pair_problem(value["dataroot_gt"], value["dataroot_lq"], scale)

@@ -159,7 +159,7 @@ def _partner(opt_path: str, prefix: str, other: str) -> str | None:
 def folder_pair_problem(
     gt_root: str, lq_root: str, template: str, scale: Any, exact: bool
 ) -> str | None:
-    """Whether two folders hold the same pictures; sizes are looked at in the first few."""
+    """Whether two folders hold the same pictures; sizes are looked at in a few of them."""
     gt_root, lq_root = os.path.expanduser(gt_root), os.path.expanduser(lq_root)
     gt_names, lq_names = (
         sorted(e.name for e in os.scandir(root) if e.is_file() and not e.name.startswith("."))
@@ -181,13 +181,20 @@ def folder_pair_problem(
         return (
             f"has {len(lq_names)} files, but dataroot_gt has {len(gt_names)}: they must be as many"
         )
-    for gt_name, lq_name in pairs[:3]:
+    for gt_name, lq_name in _spread(pairs):
         gt_size = _image_size(os.path.join(gt_root, gt_name))
         lq_size = _image_size(os.path.join(lq_root, lq_name))
         problem = _size_problem(gt_size, lq_size, scale, exact)
         if problem:
             return f"{one_line(lq_name)} {problem}"
     return None
+
+
+def _spread(pairs: list[Any], count: int = 8) -> list[Any]:
+    """Some of them, from the first to the last."""
+    if len(pairs) <= count:
+        return pairs
+    return [pairs[number * (len(pairs) - 1) // (count - 1)] for number in range(count)]
 
 
 def _image_size(path: str) -> tuple[int, int] | None:
@@ -221,7 +228,7 @@ def _size_problem(
 
 
 def lmdb_pair_problem(gt_root: str, lq_root: str, scale: Any) -> str | None:
-    """Whether two LMDBs hold the same pictures; sizes are looked at in the first few."""
+    """Whether two LMDBs hold the same pictures, by their lists."""
     listed = []
     for root in (gt_root, lq_root):
         try:
@@ -239,7 +246,7 @@ def lmdb_pair_problem(gt_root: str, lq_root: str, scale: Any) -> str | None:
         )
     if not gt:
         return "holds no pictures"
-    for key in sorted(gt)[:3]:
+    for key in sorted(gt):
         sizes = [re.search(r"\((\d{1,6}),\s*(\d{1,6})", line) for line in (gt[key], lq[key])]
         if all(sizes):
             gt_size, lq_size = ((int(size[1]), int(size[2])) for size in sizes)

@@ -1,8 +1,10 @@
 """LMDBs that a copy cut short or a disk changed: read, or refused in one line."""
 
+import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import lmdb
@@ -15,28 +17,34 @@ from basicsr.data import build_dataset
 from esc_arch.data.exact_order import GuardedDataset
 from esc_arch.errors import UserError
 
-gt, lq = sys.argv[1:]
-opt = {"name": "tiny", "type": "PairedImageDataset", "dataroot_gt": gt, "dataroot_lq": lq,
-       "io_backend": {"type": "lmdb"}, "phase": "train", "scale": 2, "gt_size": 32,
-       "use_hflip": True, "use_rot": True}
-dataset = GuardedDataset(build_dataset(opt), opt)
-try:
-    for index in range(len(dataset)):
-        dataset[index]
-    print("read")
-except UserError as error:
-    print(error)
+lq, *gts = sys.argv[1:]
+for gt in gts:
+    opt = {"name": "tiny", "type": "PairedImageDataset", "dataroot_gt": gt, "dataroot_lq": lq,
+           "io_backend": {"type": "lmdb"}, "phase": "train", "scale": 2, "gt_size": 32,
+           "use_hflip": True, "use_rot": True}
+    try:
+        dataset = GuardedDataset(build_dataset(opt), opt)
+        for index in range(len(dataset)):
+            dataset[index]
+        print("read")
+    except UserError as error:
+        print(error)
 """
 
 
-def read(gt: Path, lq: Path) -> str:
-    """What a process of its own says of all samples; a damaged map may kill it."""
-    result = subprocess.run(
-        [sys.executable, "-c", READ, str(gt), str(lq)], capture_output=True, text=True
-    )
+def read_all(gts: Sequence[Path], lq: Path) -> list[str]:
+    """What a process of its own says of all samples of each; a damaged map may kill it."""
+    command = [sys.executable, "-c", READ, str(lq), *map(str, gts)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, (result.returncode, result.stderr[-2000:])
-    assert len(result.stdout.splitlines()) == 1
-    return result.stdout.strip()
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(gts)
+    return lines
+
+
+def read(gt: Path, lq: Path) -> str:
+    """What a process of its own says of all samples."""
+    return read_all([gt], lq)[0]
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.6])
@@ -60,3 +68,23 @@ def test_a_changed_bit_in_the_header_of_a_value_is_named(tmp_path: Path, paired_
         transaction.put(b"rocket_180", bytes(value))
     message = read(copy, paired_data.train_lq)
     assert message.startswith(f"datasets: train: key 'rocket_180' of {copy}: ")
+
+
+def test_changed_bits_anywhere_are_read_over_or_named(tmp_path: Path, paired_data):
+    places = random.Random(0)
+    copies = []
+    for number, flips in enumerate([1] * 10 + [20] * 10):
+        copies.append(tmp_path / f"changed_{number}.lmdb")
+        shutil.copytree(paired_data.train_gt, copies[-1])
+        data = copies[-1] / "data.mdb"
+        content = bytearray(data.read_bytes())
+        for _ in range(flips):
+            content[places.randrange(len(content))] ^= 1 << places.randrange(8)
+        data.write_bytes(content)
+    said = read_all(copies, paired_data.train_lq)
+    # PNG has checksums, so that what is read has changed where nothing is kept.
+    for copy, message in zip(copies, said, strict=True):
+        assert message == "read" or (
+            message.startswith("datasets: train: ") and str(copy) in message
+        )
+    assert "read" in said and len(set(said)) > 5

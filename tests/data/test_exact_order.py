@@ -157,6 +157,18 @@ def test_pairs_of_other_sizes_are_named(tmp_path: Path, paired_data):
         dataset[position(dataset, "coffee")]
 
 
+def test_a_validation_pair_of_another_scale_is_named(tmp_path: Path, paired_data):
+    shutil.copytree(paired_data.val_lq, tmp_path / "LR")
+    cv2.imwrite(str(tmp_path / "LR" / "coffeex2.png"), np.zeros((21, 24, 3), np.uint8))
+    opt = options(paired_data.val_gt, tmp_path / "LR", filename_tmpl="{}x2", phase="val")
+    dataset = guarded(opt)
+    with pytest.raises(
+        BadSampleError, match=r"coffeex2.png is 24 x 21, but .*coffee.png 48 x 40: .* scale 2$"
+    ):
+        dataset[position(dataset, "coffee")]
+    assert dataset[position(dataset, "chelsea")]["gt"].shape == (3, 40, 48)
+
+
 @pytest.mark.parametrize("name", ["..", "a/../..", ".", "a\\..\\b"])
 def test_a_name_that_would_leave_the_results_folder_is_refused(name: str, paired_data):
     opt = options(paired_data.train_gt, paired_data.train_lq, phase="val")

@@ -3,8 +3,10 @@
 They are started by one torchrun, by two (as on two machines), or with the variables of SLURM.
 """
 
+import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -236,13 +238,16 @@ def test_a_signal_to_all_saves_once_and_says_how_to_go_on(
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Below those that systems hand out for connections, which may take any of theirs meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def machines(folder: Path, *arguments: object) -> tuple[Run, Run]:
-    """Two of torchrun, as on two machines that share a folder; the first holds the meeting."""
+    """Two of torchrun, as on two machines that share a folder; the first returned has rank 0."""
     meeting = [
         "--nnodes=2",
         "--nproc_per_node=1",
@@ -252,10 +257,12 @@ def machines(folder: Path, *arguments: object) -> tuple[Run, Run]:
         f"--rdzv_endpoint=127.0.0.1:{free_port()}",
     ]
     torchrun = [*TORCHRUN[:3], *meeting]
-    first, second = (
+    runs = [
         Run(folder, *arguments, torchrun=[*torchrun, f"--rdzv_conf=is_host={int(is_host)}"])
         for is_host in (True, False)
-    )
+    ]
+    # Of two on one machine torchrun gives rank 0 to the lower process id.
+    first, second = sorted(runs, key=lambda run: run.process.pid)
     return first, second
 
 
@@ -264,7 +271,6 @@ def test_a_machine_that_is_gone_ends_the_other_and_two_go_on_from_there(
 ):
     options = write_train_options({**OPTIONS, "train:total_iter": 2000})
     first, second = machines(tmp_path, "-opt", options)
-    # Of two on one machine torchrun gives rank 0 to the lower process id.
     first.read_until(r"iter: +5,")
     second.signal(1, signal.SIGKILL)
     os.killpg(second.process.pid, signal.SIGKILL)

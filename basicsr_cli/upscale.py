@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tile-pad",
         type=int,
         metavar="N",
-        help="margin around tiles in input pixels (default: the network's window size)",
+        help="margin around tiles in input pixels (default: two windows of the network's)",
     )
     parser.add_argument(
         "--dtype",

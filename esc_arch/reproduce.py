@@ -246,7 +246,9 @@ def measure_bicubic(hr: Path, lr: Path, scale: int) -> tuple[float, float]:
     figures = []
     for path in sorted(path for path in hr.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
         gt, lq = cv2.imread(str(path)), cv2.imread(str(lr / f"{path.stem}x{scale}.png"))
-        images = {"img": imresize(lq, scale), "img2": gt}
+        upscaled = imresize(lq, scale)
+        # As BasicSR's data set crops what is no multiple of the scale.
+        images = {"img": upscaled, "img2": gt[: upscaled.shape[0], : upscaled.shape[1]]}
         figures.append(
             [
                 calculate_metric(

@@ -158,7 +158,8 @@ class Upscaler:
         window_size: Multiple that whole pictures are padded to.
         tile_size: Side of tiles in LR pixels; 0 for whole pictures; None for whole ones up to
             `LARGEST_WHOLE` pixels and tiles of `DEFAULT_TILE` beyond.
-        tile_pad: Margin of tiles in LR pixels; None for one window.
+        tile_pad: Margin of tiles in LR pixels; None for two windows, with which seams stay below
+            1/255 on photographs (benchmarks/tiling.py).
     """
 
     network: nn.Module
@@ -190,7 +191,7 @@ class Upscaler:
         if tile_size == 0:
             output = run(padded)
         else:
-            tile_pad = self.window_size if self.tile_pad is None else self.tile_pad
+            tile_pad = 2 * self.window_size if self.tile_pad is None else self.tile_pad
             pools = global_pools(self.network)
             output = super_resolve_tiled(
                 run, padded, tile_size, tile_pad, self.window_size, pools, watch

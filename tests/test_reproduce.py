@@ -151,7 +151,7 @@ def test_weights_of_another_network_give_a_row_and_an_error(tmp_path, photograph
     )
     rows = read_csv(tmp_path / "out/quality.csv")
     assert rows[1][2] == "Set5" and rows[1][10].startswith("failed: ")
-    assert rows[3][9] == "no images: data/B100/HR"
+    assert rows[3][10] == "no images: data/B100/HR"
     assert read_csv(tmp_path / "out/complexity.csv")[1][:4] == [
         *("ESC_light", "x2", "640x360", "603600")
     ]

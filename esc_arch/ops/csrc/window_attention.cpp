@@ -84,6 +84,11 @@ int esc_widest() {
 struct EscTensor {
   float* data;
   long strides[4];
+
+  // One window and head, of which `task` counts all.
+  Strided part(long task, int heads) const {
+    return {data + task / heads * strides[0] + task % heads * strides[1], strides[2], strides[3]};
+  }
 };
 
 void esc_window_attention_forward(int width, int heads, int window, int dim, long begin, long end,
@@ -96,12 +101,8 @@ void esc_window_attention_forward(int width, int heads, int window, int dim, lon
 #endif
   const long table_size = (2L * window - 1) * (2 * window - 1);
   for (long task = begin; task < end; ++task) {
-    const auto part = [&](const EscTensor* tensor) {
-      const long* strides = tensor->strides;
-      float* data = tensor->data + task / heads * strides[0] + task % heads * strides[1];
-      return Strided{data, strides[2], strides[3]};
-    };
-    forward(window, dim, part(q), part(k), part(v), table + task % heads * table_size, part(out),
+    forward(window, dim, q->part(task, heads), k->part(task, heads), v->part(task, heads),
+            table + task % heads * table_size, out->part(task, heads),
             log_sums + task * window * window);
   }
 }
@@ -120,14 +121,11 @@ void esc_window_attention_backward(int width, int heads, int window, int dim, lo
 #endif
   const long table_size = (2L * window - 1) * (2 * window - 1);
   for (long task = begin; task < end; ++task) {
-    const auto part = [&](const EscTensor* tensor) {
-      const long* strides = tensor->strides;
-      float* data = tensor->data + task / heads * strides[0] + task % heads * strides[1];
-      return Strided{data, strides[2], strides[3]};
-    };
-    backward(window, dim, part(q), part(k), part(v), table + task % heads * table_size, part(out),
-             log_sums + task * window * window, part(grad_out), part(grad_q), part(grad_k),
-             part(grad_v), grad_table + task % heads * (table_size + 16));
+    backward(window, dim, q->part(task, heads), k->part(task, heads), v->part(task, heads),
+             table + task % heads * table_size, out->part(task, heads),
+             log_sums + task * window * window, grad_out->part(task, heads),
+             grad_q->part(task, heads), grad_k->part(task, heads), grad_v->part(task, heads),
+             grad_table + task % heads * (table_size + 16));
   }
 }
 

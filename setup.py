@@ -1,8 +1,12 @@
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
 readme = Path(__file__).parent / "README.md"
+
+# Clang on macOS has no OpenMP; the functions then run in one thread.
+openmp = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 setup(
     name="esc-arch",
@@ -33,14 +37,15 @@ setup(
         "esc_arch": ["paper_tables.csv", "weights/*.safetensors"],
         "basicsr_cli.options": ["*.yml"],
     },
-    # Plain functions, loaded by esc_arch/ops/fused_attention.py. Without a compiler the package
+    # Plain functions, loaded by esc_arch/ops/cpu_kernels.py. Without a compiler the package
     # installs all the same, and works through torch's own operations.
     ext_modules=[
         Extension(
-            "esc_arch.ops._fused_attention",
-            ["esc_arch/ops/csrc/window_attention.cpp"],
-            depends=["esc_arch/ops/csrc/window_attention.h"],
-            extra_compile_args=["-O3", "-std=c++17", "-fno-math-errno"],
+            "esc_arch.ops._cpu_kernels",
+            ["esc_arch/ops/csrc/kernels.cpp"],
+            depends=[str(header) for header in Path("esc_arch/ops/csrc").glob("*.h")],
+            extra_compile_args=["-O3", "-std=c++17", "-fno-math-errno", *openmp],
+            extra_link_args=openmp,
             optional=True,
         )
     ],

@@ -184,7 +184,7 @@ def test_attention_jobs_count_what_they_compute():
 
 
 def test_the_check_accepts_right_backends_and_finds_wrong_ones(monkeypatch):
-    from esc_arch.ops import attention, fused_attention
+    from esc_arch.ops import attention, cpu_kernels
 
     wrong = attention.BACKENDS["Chunked"]
     monkeypatch.setitem(
@@ -193,7 +193,7 @@ def test_the_check_accepts_right_backends_and_finds_wrong_ones(monkeypatch):
     monkeypatch.delitem(attention.BACKENDS, "Flex")  # Its compilation takes minutes.
     checks = list(check.check_attention("cpu", [4], ["float32"]))
     passed = {c.path: c.passed for c in checks if c.value == "result"}
-    if fused_attention.is_built():
+    if cpu_kernels.is_built():
         assert passed.pop("attention Fused, window 4")
     assert passed == {
         "attention Naive, window 4": True,

@@ -2,13 +2,13 @@
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
 from esc_arch.archs.options import require_odd, require_positive_int
 from esc_arch.errors import UserError
-from esc_arch.ops.geometry import d4_mean, embed_kernel
+from esc_arch.ops.geometry import d4_mean
+from esc_arch.ops.large_kernel import long_range_dynamic_conv
 
 
 class LongRangeDynamicConv(nn.Module):
@@ -31,19 +31,9 @@ class LongRangeDynamicConv(nn.Module):
 
     def forward(self, x: Tensor, large_kernel: Tensor) -> Tensor:
         """Convolve (B, C, H, W) with `large_kernel` (C, C, K, K) and with each sample's own 3x3."""
-        batch, channels, height, width = x.shape
-        kernels = self.dwc_proj(x).reshape(batch * channels, 1, 3, 3)
-        kernel_size = large_kernel.shape[-1]
-        padding = kernel_size // 2
-        # A trace serves any batch, so it must not take what is for one image only.
-        if batch == 1 and kernel_size >= 3 and not torch.jit.is_tracing():
-            identity = torch.eye(channels, dtype=x.dtype, device=x.device)[:, :, None, None]
-            both = large_kernel + identity * embed_kernel(kernels, kernel_size)
-            return F.conv2d(x, both, padding=padding)
-        samples = x.reshape(1, batch * channels, height, width)
-        dynamic = F.conv2d(samples, kernels, padding=1, groups=batch * channels)
-        long_range = F.conv2d(x, large_kernel, padding=padding)
-        return long_range + dynamic.view_as(long_range)
+        batch, channels = x.shape[:2]
+        kernels = self.dwc_proj(x).view(batch, channels, 3, 3)
+        return long_range_dynamic_conv(x, large_kernel, kernels)
 
 
 @ARCH_REGISTRY.register()

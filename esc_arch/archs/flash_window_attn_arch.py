@@ -1,5 +1,7 @@
 """FlashWindowAttn: self-attention in large windows, affordable through flash attention."""
 
+from functools import partial
+
 import torch
 import torch.nn as nn
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -7,8 +9,8 @@ from torch import Tensor
 
 from esc_arch.archs.options import require_positive_int
 from esc_arch.errors import UserError
-from esc_arch.ops.attention import canonical_attn_type, flashbias_attention, window_attention
-from esc_arch.ops.windows import pad_to_multiple, window_partition, window_reverse
+from esc_arch.ops.attention import canonical_attn_type, feature_attention, flashbias_attention
+from esc_arch.ops.windows import in_windows
 
 
 @ARCH_REGISTRY.register()
@@ -69,15 +71,12 @@ class FlashWindowAttn(nn.Module):
         Returns:
             (B, C, H, W).
         """
-        height, width = x.shape[-2:]
-        qkv = self.to_qkv(pad_to_multiple(x, self.window_size))
-        padded_height, padded_width = qkv.shape[-2:]
-        q, k, v = (window_partition(t, self.window_size, self.num_heads) for t in qkv.chunk(3, 1))
+        q, k, v = self.to_qkv(x).chunk(3, dim=1)
         if self.attn_type == "FlashBias":
-            out = flashbias_attention(q, k, v, self.flashbias_q, self.flashbias_k)
+            attend = partial(flashbias_attention, bias_q=self.flashbias_q, bias_k=self.flashbias_k)
+            sizes = {"window_size": self.window_size, "num_heads": self.num_heads}
+            out = in_windows(attend, q, k, v, **sizes)
         else:
-            out = window_attention(
-                q, k, v, self.relative_position_bias, self.window_size, self.attn_type
-            )
-        out = window_reverse(out, self.window_size, padded_height, padded_width)
-        return self.to_out(out[..., :height, :width])
+            table = self.relative_position_bias
+            out = feature_attention(q, k, v, table, self.window_size, self.attn_type)
+        return self.to_out(out)

@@ -40,12 +40,13 @@ def require_ratio(dim: int, **options: float) -> None:
         **options: Values by name.
 
     Raises:
-        UserError: One is not a number, or leaves no hidden channel.
+        UserError: One is not a number, leaves no hidden channel, or is above 1000, where a network
+            would not fit any memory.
     """
     for name, value in options.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 1 <= dim * value < float("inf"):
-            raise UserError(f"{name} is {value!r}; it must be a number of at least 1 / dim")
+        if not number or not 1 <= dim * value <= 1000 * dim:
+            raise UserError(f"{name} is {value!r}; it must be a number from 1 / dim to 1000")
 
 
 def require_bool(**options: bool) -> None:

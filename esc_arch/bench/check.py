@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esc_arch.bench.measure import reason
 from esc_arch.bench.networks import DTYPES, Spec, build
-from esc_arch.ops import fused_attention
+from esc_arch.ops import cpu_kernels
 from esc_arch.ops.attention import BACKENDS, flashbias_attention, naive, window_attention
 
 # Relative errors (L2 norms) that rounding explains. "tf32": float32 with the convolutions that
@@ -157,7 +157,7 @@ def check_networks(
 
 def _backends(device: str) -> list[str]:
     """The backends that are made for a device."""
-    fused = device == "cpu" and fused_attention.is_built()
+    fused = device == "cpu" and cpu_kernels.is_built()
     return [name for name in BACKENDS if name != "Fused" or fused]
 
 

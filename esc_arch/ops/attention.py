@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from esc_arch.errors import UserError
-from esc_arch.ops import fused_attention
+from esc_arch.ops import cpu_kernels, fused_attention
+from esc_arch.ops.windows import in_windows, pad_to_multiple
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
@@ -115,9 +116,12 @@ def fused(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int)
         raise BackendUnavailableError(
             "it needs the CPU, float32 or narrower, and a C++ compiler at installation"
         )
-    with torch.autocast("cpu", enabled=False):
-        inputs = (t.float() for t in (q, k, v, bias_table))
-        return fused_attention.window_attention_forward(*inputs, window_size)[0].to(q.dtype)
+    heads, dim = q.shape[1], q.shape[-1]
+    # Every window is a feature map of its own.
+    shape = (-1, heads * dim, window_size, window_size)
+    maps = (x.transpose(2, 3).reshape(shape) for x in (q, k, v))
+    out = _fused_on_features(*maps, bias_table, window_size)
+    return out.view(-1, heads, dim, window_size**2).transpose(2, 3)
 
 
 BACKENDS: dict[str, Kernel] = {
@@ -183,6 +187,47 @@ def window_attention(
         return sdpa(q, k, v, bias_table, window_size)
 
 
+def feature_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    window_size: int,
+    attn_type: str = "Auto",
+) -> Tensor:
+    """Compute `window_attention` on feature maps, which are cut into windows.
+
+    Args:
+        q: Queries (B, C, H, W), any H and W, not yet scaled; heads, then channels of a head. Windows
+            are completed by reflection at the bottom and the right.
+        k: Keys, same shape.
+        v: Values, same shape.
+        bias_table: (heads, (2w - 1)^2).
+        window_size: Side w of a window in pixels.
+        attn_type: See `window_attention`.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        UserError: The backend asked for by name cannot run here.
+    """
+    heads = bias_table.shape[0]
+    name = _fastest(q) if attn_type == "Auto" else attn_type
+    if name != "Fused" or not _fused_can_run(q):
+
+        def attend(*windows: Tensor) -> Tensor:
+            return window_attention(*windows, bias_table, window_size, attn_type)
+
+        return in_windows(attend, q, k, v, window_size=window_size, num_heads=heads)
+    # The kernel reads windows where they are and completes them; only its backward wants them whole.
+    height, width = q.shape[-2:]
+    if torch.is_grad_enabled():
+        q, k, v = (pad_to_multiple(x, window_size) for x in (q, k, v))
+    out = _fused_on_features(q, k, v, bias_table, window_size)
+    return out[..., :height, :width]
+
+
 def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k: Tensor) -> Tensor:
     """Self-attention within windows with a bias of low rank, on a plain flash kernel.
 
@@ -224,8 +269,16 @@ def _fastest(q: Tensor) -> str:
     return "SDPA"
 
 
+def _fused_on_features(
+    q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
+) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        inputs = (t.float() for t in (q, k, v, bias_table))
+        return fused_attention.window_attention_forward(*inputs, window_size)[0].to(q.dtype)
+
+
 def _fused_can_run(q: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype != torch.float64 and fused_attention.is_built()
+    return q.device.type == "cpu" and q.dtype != torch.float64 and cpu_kernels.is_built()
 
 
 class BackendUnavailableError(RuntimeError):

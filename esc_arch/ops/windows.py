@@ -1,5 +1,7 @@
 """Padding to whole windows, and cutting feature maps into windows and back."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,3 +100,23 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
     x = windows.view(-1, rows, columns, heads, w, w, head_dim)
     x = x.permute(0, 3, 6, 1, 4, 2, 5)
     return x.reshape(-1, heads * head_dim, height, width)
+
+
+def in_windows(
+    function: Callable[..., Tensor], *features: Tensor, window_size: int, num_heads: int
+) -> Tensor:
+    """Apply a function to the windows of feature maps, padded by reflection to whole ones.
+
+    Args:
+        function: Maps tensors (windows, num_heads, w * w, D) to one of the same shape.
+        features: Its arguments, (B, num_heads * D, H, W), any H and W.
+        window_size: Side w of a window in pixels.
+        num_heads: Number of attention heads.
+
+    Returns:
+        (B, num_heads * D, H, W).
+    """
+    height, width = features[0].shape[-2:]
+    padded = [pad_to_multiple(x, window_size) for x in features]
+    out = function(*(window_partition(x, window_size, num_heads) for x in padded))
+    return window_reverse(out, window_size, *padded[0].shape[-2:])[..., :height, :width]

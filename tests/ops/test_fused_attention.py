@@ -5,18 +5,18 @@ import shutil
 import pytest
 import torch
 
-from esc_arch.ops import fused_attention
+from esc_arch.ops import cpu_kernels, fused_attention
 from esc_arch.ops.attention import naive, window_attention
 
 needs_kernel = pytest.mark.skipif(
-    not fused_attention.is_built(), reason="installed without a C++ compiler"
+    not cpu_kernels.is_built(), reason="installed without a C++ compiler"
 )
 
 
 def test_the_kernel_is_built_where_there_is_a_compiler():
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
-    assert fused_attention.is_built()
+    assert cpu_kernels.is_built()
 
 
 def relative_error(value, expected):
@@ -51,11 +51,11 @@ def inputs(windows, heads, w, dim, seed=0):
 def test_it_computes_the_formula_and_its_gradients(
     windows, heads, w, dim, width, threads, monkeypatch
 ):
-    if width > fused_attention.vector_width():
+    if width > cpu_kernels.vector_width():
         pytest.skip(f"this machine has no vectors of {width} floats")
-    monkeypatch.setattr(fused_attention, "vector_width", lambda: width)
+    monkeypatch.setattr(cpu_kernels, "vector_width", lambda: width)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(fused_attention, "SCORES_PER_THREAD", 1)
+    monkeypatch.setattr(cpu_kernels, "MULTIPLY_ADDS_PER_THREAD", 1)
     leaves, grad = inputs(windows, heads, w, dim)
     wide = [t.detach().double().requires_grad_() for t in leaves]
     expected = naive(*wide, w)
@@ -90,7 +90,10 @@ def test_what_is_not_finite_is_not_hidden(value):
 
 @needs_kernel
 def test_the_operators_declare_themselves_to_torch_as_they_are():
-    leaves, grad = inputs(2, 2, 4, 8)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 16, 8, 4, generator=generator) for _ in range(4))
+    table = torch.randn(2, 49, generator=generator)
+    leaves = [t.requires_grad_() for t in (q, k, v, table)]
     torch.library.opcheck(fused_attention.window_attention_forward, (*leaves, 4))
     out, log_sums = fused_attention.window_attention_forward(*leaves, 4)
     tensors = [t.detach() for t in (*leaves, out, log_sums, grad)]

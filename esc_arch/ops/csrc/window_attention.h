@@ -1,4 +1,4 @@
-// Window attention with a relative position bias for one vector width; included once for each.
+// Window attention with a relative position bias; included after vectors.h, for each width.
 //
 // softmax(q k^T / sqrt(D) + B) v and its gradients, a tile of scores at a time, so that scores never
 // leave the cache. The bias is not spread out: B[query, (row, column)] for consecutive columns of
@@ -6,128 +6,33 @@
 //
 // Scores are kept in base 2: the queries and the table are multiplied by log2(e) when packed.
 //
-// WIDTH: floats in a vector. Source of the tiling: Dao et al., FlashAttention, arXiv:2205.14135.
+// Source of the tiling: Dao et al., FlashAttention, arXiv:2205.14135.
 
-typedef float Vec __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
-typedef int IntVec __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+constexpr int FORWARD_QUERIES = 12, FORWARD_KEYS = 128;
+constexpr int BACKWARD_QUERIES = 24, BACKWARD_KEYS = 64;
+// By how much what scores cannot exceed may exceed the largest of them: 2^-100 is still a float.
+constexpr float SAFE_EXCESS = 100;
 
-constexpr int FORWARD_QUERIES = 16, FORWARD_KEYS = 256;
-constexpr int BACKWARD_QUERIES = 32, BACKWARD_KEYS = 64;
-
-inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
-inline Vec broadcast(float value) { return value - Vec{}; }
-// The second if either is NaN.
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-inline float larger(float a, float b) { return a > b ? a : b; }
-inline int smaller(int a, int b) { return a < b ? a : b; }
-
-inline float sum(Vec value) {
-  float total = 0;
-  for (int i = 0; i < WIDTH; ++i) total += value[i];
-  return total;
-}
-
-inline float largest(Vec value) {
-  float top = value[0];
-  for (int i = 1; i < WIDTH; ++i) top = larger(value[i], top);
-  return top;
-}
-
-// 2^x for x <= 127, and 2^-126 below that: the polynomial has a relative error of 7.5e-8.
-inline Vec exp2(Vec x) {
-  x = larger(broadcast(-126.f), x);
-  const Vec shifted = x + 12582912.f;  // 1.5 * 2^23: rounds, and leaves the integer in the low bits
-  const Vec fraction = x - (shifted - 12582912.f);
-  Vec power = broadcast(0.001327647152f);
-  power = power * fraction + 0.009675541331f;
-  power = power * fraction + 0.05550713275f;
-  power = power * fraction + 0.2402211972f;
-  power = power * fraction + 0.6931469671f;
-  power = power * fraction + 1.000000072f;
-  const IntVec exponent = reinterpret_cast<const IntVec&>(shifted) << 23;
-  const IntVec bits = reinterpret_cast<const IntVec&>(power) + exponent;
-  return reinterpret_cast<const Vec&>(bits);
-}
-
-// What a tile of products starts from.
-struct Zero {
-  Vec operator()(int, int) const { return Vec{}; }
-};
-struct Sum {
-  const float* c;
-  long stride;
-  Vec operator()(int row, int column) const { return load(c + row * stride + column); }
-};
-
-// C = start + A B for one tile of ROWS x (COLUMNS * WIDTH), held in registers.
-template <int ROWS, int COLUMNS, class Start>
-inline void multiply_tile(int row, int column, int depth, const float* a, long a_row, long a_depth,
-                          const float* b, long b_stride, float* c, long c_stride,
-                          const Start& start) {
-  Vec tile[ROWS][COLUMNS];
-#pragma GCC unroll 8
-  for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; ++j) tile[i][j] = start(row + i, column + j * WIDTH);
-  a += row * a_row;
-  b += column;
-#pragma GCC unroll 2
-  for (int k = 0; k < depth; ++k, a += a_depth, b += b_stride) {
-    Vec right[COLUMNS];
-#pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; ++j) right[j] = load(b + j * WIDTH);
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < COLUMNS; ++j) tile[i][j] += a[i * a_row] * right[j];
-  }
-  c += row * c_stride + column;
-#pragma GCC unroll 8
-  for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; ++j) store(c + i * c_stride + j * WIDTH, tile[i][j]);
-}
-
-// C = start + A B. Rows are a multiple of 8, columns of WIDTH; A has any strides.
-template <class Start>
-void multiply(int rows, int columns, int depth, const float* a, long a_row, long a_depth,
-              const float* b, long b_stride, float* c, long c_stride, const Start& start) {
-  int column = 0;
-  for (; column + 2 * WIDTH <= columns; column += 2 * WIDTH) {
-    int row = 0;
-    for (; row + 6 <= rows; row += 6)
-      multiply_tile<6, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, start);
-    for (; row + 4 <= rows; row += 4)
-      multiply_tile<4, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, start);
-    for (; row < rows; row += 2)
-      multiply_tile<2, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, start);
-  }
-  for (; column < columns; column += WIDTH)
-    for (int row = 0; row < rows; row += 8)
-      multiply_tile<8, 1>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, start);
-}
-
-inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// How a window lies in packed buffers: rows of keys padded to whole vectors, queries to whole
-// tiles, the channels of a head to whole vectors.
+// How a window lies in packed buffers: rows of keys padded to whole vectors, queries, of which those
+// in the image's padding are left out, to whole tiles, the channels of a head to whole vectors.
 struct Layout {
-  int window, pixels, padded_window, keys, queries, dim, padded_dim, table_width;
+  int window, rows, columns, pixels, padded_window, keys, queries, dim, padded_dim, table_width;
   bool has_padding;
 
-  Layout(int window, int dim, int query_tile)
-      : window(window),
-        pixels(window * window),
+  Layout(const Window& place, int dim, int query_tile)
+      : window(place.size),
+        rows(place.rows),
+        columns(place.columns),
+        pixels(rows * columns),
         padded_window(round_up(window, WIDTH)),
         keys(round_up(window * padded_window, 2 * WIDTH)),
         queries(round_up(pixels, query_tile)),
         dim(dim),
         padded_dim(round_up(dim, WIDTH < 8 ? 8 : WIDTH)),
         table_width(2 * window - 1),
-        has_padding(keys != pixels) {}
+        has_padding(keys != window * window) {}
 
-  int key(int pixel) const { return pixel / window * padded_window + pixel % window; }
+  int key(int row, int column) const { return row * padded_window + column; }
 };
 
 // Where the table holds the bias of a query and a key: at query[q] + key[vector of keys], which are
@@ -144,7 +49,7 @@ struct Places {
         mask(scratch.floats(at.keys)) {
     for (int i = 0; i < at.queries; ++i) {
       const int pixel = smaller(i, at.pixels - 1);  // The padding repeats the last query.
-      const int row = pixel / at.window, column = pixel % at.window;
+      const int row = pixel / at.columns, column = pixel % at.columns;
       query[i] = (at.window - 1 - row) * at.table_width + at.window - 1 - column;
     }
     for (int i = 0; i < at.keys; ++i) {
@@ -156,51 +61,63 @@ struct Places {
   }
 };
 
-// What a tile of scores starts from.
-struct Bias {
+// Makes a tile of biased scores.
+template <bool MASKED>
+struct Scores : Keep {
   const float* table;
   const int *query, *key;
-
-  Vec operator()(int row, int column) const {
-    return load(table + query[row] + key[column / WIDTH]);
-  }
-};
-struct MaskedBias {
-  Bias bias;
   const float* mask;
 
-  Vec operator()(int row, int column) const { return bias(row, column) + load(mask + column); }
+  Scores(const Places& places, const float* table, int query, int key)
+      : table(table),
+        query(places.query + query),
+        key(places.key + key / WIDTH),
+        mask(places.mask + key) {}
+
+  Vec start(int row, int column) const {
+    const Vec bias = load(table + query[row] + key[column / WIDTH]);
+    return MASKED ? bias + load(mask + column) : bias;
+  }
 };
 
-// Biased scores of some queries and keys: (queries, keys) from q (queries, dim), k (dim, all keys).
-inline void score_tile(const Places& places, const float* table, const float* q, const float* k,
-                       int query, int queries, int key, int key_count, float* scores) {
-  const Layout& at = places.at;
-  const float* q_tile = q + query * at.padded_dim;
-  const Bias bias{table, places.query + query, places.key + key / WIDTH};
-  if (at.has_padding)
-    multiply(queries, key_count, at.dim, q_tile, at.padded_dim, 1, k + key, at.keys, scores,
-             key_count, MaskedBias{bias, places.mask + key});
-  else
-    multiply(queries, key_count, at.dim, q_tile, at.padded_dim, 1, k + key, at.keys, scores,
-             key_count, bias);
-}
+// Makes a tile of weights, 2^(score - top), and adds each query's up.
+template <bool MASKED>
+struct Weights : Scores<MASKED> {
+  const float* top;
+  float* sums;
+
+  Weights(const Scores<MASKED>& scores, const float* top, float* sums)
+      : Scores<MASKED>(scores), top(top), sums(sums) {}
+
+  Vec finish(int row, int, Vec score) const {
+    const Vec weight = exp2(score - top[row]);
+    store(sums + row * WIDTH, load(sums + row * WIDTH) + weight);
+    return weight;
+  }
+};
 
 // Packed copies, multiplied by `scale`: pixels by channels, or channels by keys.
-void pack_queries(const Layout& at, const Strided& from, float scale, float* to) {
+void pack_queries(const Layout& at, const Window& from, float scale, float* to) {
   std::memset(to, 0, sizeof(float) * at.queries * at.padded_dim);
-  for (int pixel = 0; pixel < at.pixels; ++pixel)
-    for (int d = 0; d < at.dim; ++d) to[pixel * at.padded_dim + d] = from(pixel, d) * scale;
+  for (int row = 0; row < at.rows; ++row)
+    for (int column = 0; column < at.columns; ++column, to += at.padded_dim)
+      for (int d = 0; d < at.dim; ++d) to[d] = from(row, column, d) * scale;
 }
-void pack_keys(const Layout& at, const Strided& from, float* to) {
+void pack_keys(const Layout& at, const Window& from, float* to) {
   std::memset(to, 0, sizeof(float) * at.keys * at.padded_dim);
-  for (int pixel = 0; pixel < at.pixels; ++pixel)
-    for (int d = 0; d < at.dim; ++d) to[at.key(pixel) * at.padded_dim + d] = from(pixel, d);
+  for (int row = 0; row < at.window; ++row)
+    for (int column = 0; column < at.window; ++column) {
+      float* place = to + at.key(row, column) * at.padded_dim;
+      for (int d = 0; d < at.dim; ++d) place[d] = from(row, column, d);
+    }
 }
-void pack_keys_transposed(const Layout& at, const Strided& from, float* to) {
+void pack_keys_transposed(const Layout& at, const Window& from, float* to) {
   std::memset(to, 0, sizeof(float) * at.keys * at.padded_dim);
-  for (int d = 0; d < at.dim; ++d)
-    for (int pixel = 0; pixel < at.pixels; ++pixel) to[d * at.keys + at.key(pixel)] = from(pixel, d);
+  for (int row = 0; row < at.window; ++row)
+    for (int column = 0; column < at.window; ++column) {
+      float* place = to + at.key(row, column);
+      for (int d = 0; d < at.dim; ++d) place[d * at.keys] = from(row, column, d);
+    }
 }
 // The table in base 2, with room for a vector to be read past its end.
 void pack_table(const Layout& at, const float* from, float* to) {
@@ -209,10 +126,66 @@ void pack_table(const Layout& at, const float* from, float* to) {
   std::memset(to + size, 0, sizeof(float) * WIDTH);
 }
 
+// What no score of a query exceeds, |q| max |k| + max B, if it cannot exceed the largest of them by
+// more than SAFE_EXCESS either; else infinity.
+class Bounds {
+ public:
+  Bounds(const Layout& at, const float* table, const float* k_transposed) : at(at) {
+    lowest = highest = table[0];
+    for (int i = 1; i < at.table_width * at.table_width; ++i) {
+      lowest = table[i] < lowest ? table[i] : lowest;
+      highest = larger(table[i], highest);
+    }
+    Vec longest{};
+    for (int key = 0; key < at.keys; key += WIDTH) {
+      Vec square{};
+      for (int d = 0; d < at.dim; ++d) {
+        const Vec value = load(k_transposed + d * at.keys + key);
+        square += value * value;
+      }
+      longest = larger(longest, square);
+    }
+    longest_key = std::sqrt(largest(longest));
+  }
+
+  float of(const float* query) const {
+    float square = 0;
+    for (int d = 0; d < at.dim; ++d) square += query[d] * query[d];
+    const float product = std::sqrt(square) * longest_key;
+    const bool safe = 2 * product + highest - lowest <= SAFE_EXCESS;
+    return safe ? product + highest : INFINITY;
+  }
+
+ private:
+  const Layout& at;
+  float lowest, highest, longest_key;
+};
+
+// Turns scores into weights of 2^(score - top), top being the largest so far; corrects what was
+// summed with a smaller one.
+void weigh(const Layout& at, int count, float* scores, float* top, float* total, float* sums) {
+  for (int i = 0; i < FORWARD_QUERIES; ++i) {
+    float* row = scores + i * count;
+    Vec highest = load(row);
+    for (int j = WIDTH; j < count; j += WIDTH) highest = larger(highest, load(row + j));
+    const float new_top = larger(top[i], largest(highest));
+    const float correction = exp2f(top[i] - new_top);
+    Vec row_total{};
+    for (int j = 0; j < count; j += WIDTH) {
+      const Vec weight = exp2(load(row + j) - new_top);
+      row_total += weight;
+      store(row + j, weight);
+    }
+    top[i] = new_top;
+    total[i] = total[i] * correction + sum(row_total);
+    for (int d = 0; d < at.padded_dim; ++d) sums[i * at.padded_dim + d] *= correction;
+  }
+}
+
 // One window and head: `out` (pixels, D), and `log_sums`, log2 of the sum of exponentials, (pixels).
-void forward(int window, int dim, const Strided& q, const Strided& k, const Strided& v,
-             const float* table, const Strided& out, float* log_sums) {
-  const Layout at(window, dim, FORWARD_QUERIES);
+template <bool MASKED>
+void forward_of(const Layout& at, const Window& q, const Window& k, const Window& v,
+                const float* table, const Window& out, float* log_sums) {
   Scratch scratch;
   const Places places(at, scratch);
   float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
@@ -221,57 +194,70 @@ void forward(int window, int dim, const Strided& q, const Strided& k, const Stri
   float* v_packed = scratch.floats(at.keys * at.padded_dim);
   float* scores = scratch.floats(FORWARD_QUERIES * FORWARD_KEYS);
   float* sums = scratch.floats(FORWARD_QUERIES * at.padded_dim);
+  float* totals = scratch.floats(FORWARD_QUERIES * WIDTH);
   pack_table(at, table, table_packed);
-  pack_queries(at, q, LOG2_E / std::sqrt(float(dim)), q_packed);
+  pack_queries(at, q, LOG2_E / std::sqrt(float(at.dim)), q_packed);
   pack_keys_transposed(at, k, k_packed);
   pack_keys(at, v, v_packed);
+  const Bounds bounds(at, table_packed, k_packed);
 
   for (int query = 0; query < at.pixels; query += FORWARD_QUERIES) {
     float top[FORWARD_QUERIES], total[FORWARD_QUERIES];
-    for (int i = 0; i < FORWARD_QUERIES; ++i) top[i] = -1e30f, total[i] = 0;
+    bool safe = true;
+    for (int i = 0; i < FORWARD_QUERIES; ++i) {
+      top[i] = bounds.of(q_packed + (query + i) * at.padded_dim);
+      safe = safe && top[i] < INFINITY;
+    }
+    for (int i = 0; i < FORWARD_QUERIES && !safe; ++i) top[i] = -1e30f;
+    for (int i = 0; i < FORWARD_QUERIES; ++i) total[i] = 0;
+    std::memset(totals, 0, sizeof(float) * FORWARD_QUERIES * WIDTH);
     std::memset(sums, 0, sizeof(float) * FORWARD_QUERIES * at.padded_dim);
     for (int key = 0; key < at.keys; key += FORWARD_KEYS) {
       const int count = smaller(FORWARD_KEYS, at.keys - key);
-      score_tile(places, table_packed, q_packed, k_packed, query, FORWARD_QUERIES, key, count, scores);
-      for (int i = 0; i < FORWARD_QUERIES; ++i) {
-        float* row = scores + i * count;
-        Vec highest = load(row);
-        for (int j = WIDTH; j < count; j += WIDTH) highest = larger(highest, load(row + j));
-        const float new_top = larger(top[i], largest(highest));
-        const float correction = exp2f(top[i] - new_top);
-        Vec row_total{};
-        for (int j = 0; j < count; j += WIDTH) {
-          const Vec weight = exp2(load(row + j) - new_top);
-          row_total += weight;
-          store(row + j, weight);
-        }
-        top[i] = new_top;
-        total[i] = total[i] * correction + sum(row_total);
-        for (int d = 0; d < at.padded_dim; ++d) sums[i * at.padded_dim + d] *= correction;
+      const auto products = [&](const auto& ends) {
+        multiply(FORWARD_QUERIES, count, at.dim, q_packed + query * at.padded_dim, at.padded_dim, 1,
+                 k_packed + key, at.keys, scores, count, ends);
+      };
+      const Scores<MASKED> biased(places, table_packed, query, key);
+      if (safe) {
+        products(Weights<MASKED>(biased, top, totals));
+      } else {
+        products(biased);
+        weigh(at, count, scores, top, total, sums);
       }
       multiply(FORWARD_QUERIES, at.padded_dim, count, scores, count, 1,
                v_packed + key * at.padded_dim, at.padded_dim, sums, at.padded_dim,
-               Sum{sums, at.padded_dim});
+               Sum(sums, at.padded_dim));
     }
     for (int i = 0; i < smaller(FORWARD_QUERIES, at.pixels - query); ++i) {
-      for (int d = 0; d < dim; ++d) out(query + i, d) = sums[i * at.padded_dim + d] / total[i];
+      const int row = (query + i) / at.columns, column = (query + i) % at.columns;
+      if (safe) total[i] = sum(load(totals + i * WIDTH));
+      for (int d = 0; d < at.dim; ++d) out(row, column, d) = sums[i * at.padded_dim + d] / total[i];
       log_sums[query + i] = top[i] + log2f(total[i]);
     }
   }
 }
 
+void forward(int dim, const Window& q, const Window& k, const Window& v, const float* table,
+             const Window& out, float* log_sums) {
+  const Layout at(q, dim, FORWARD_QUERIES);
+  auto* function = at.has_padding ? forward_of<true> : forward_of<false>;
+  function(at, q, k, v, table, out, log_sums);
+}
+
 // One window and head: gradients (pixels, D) of q, k and v; that of the table is added to
 // `grad_table`, which has room for WIDTH more floats.
-void backward(int window, int dim, const Strided& q, const Strided& k, const Strided& v,
-              const float* table, const Strided& out, const float* log_sums,
-              const Strided& grad_out, const Strided& grad_q, const Strided& grad_k,
-              const Strided& grad_v, float* grad_table) {
-  const Layout at(window, dim, BACKWARD_QUERIES);
+template <bool MASKED>
+void backward_of(const Layout& at, const Window& q, const Window& k, const Window& v,
+                 const float* table, const Window& out, const float* log_sums,
+                 const Window& grad_out, const Window& grad_q, const Window& grad_k,
+                 const Window& grad_v, float* grad_table) {
   Scratch scratch;
   const Places places(at, scratch);
   const int query_size = at.queries * at.padded_dim, key_size = at.keys * at.padded_dim;
   float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
   float* q_packed = scratch.floats(query_size);
+  float* out_packed = scratch.floats(query_size);
   float* grad_out_packed = scratch.floats(query_size);
   float* k_packed = scratch.floats(key_size);
   float* k_transposed = scratch.floats(key_size);
@@ -281,9 +267,10 @@ void backward(int window, int dim, const Strided& q, const Strided& k, const Str
   float* grad_q_sums = scratch.floats(BACKWARD_QUERIES * at.padded_dim);
   float* weights = scratch.floats(BACKWARD_QUERIES * BACKWARD_KEYS);
   float* grad_scores = scratch.floats(BACKWARD_QUERIES * BACKWARD_KEYS);
-  const float scale = 1 / std::sqrt(float(dim));
+  const float scale = 1 / std::sqrt(float(at.dim));
   pack_table(at, table, table_packed);
   pack_queries(at, q, LOG2_E * scale, q_packed);
+  pack_queries(at, out, 1, out_packed);
   pack_queries(at, grad_out, 1, grad_out_packed);
   pack_keys(at, k, k_packed);
   pack_keys_transposed(at, k, k_transposed);
@@ -293,21 +280,22 @@ void backward(int window, int dim, const Strided& q, const Strided& k, const Str
 
   for (int query = 0; query < at.pixels; query += BACKWARD_QUERIES) {
     const int real = smaller(BACKWARD_QUERIES, at.pixels - query);
+    const float* q_tile = q_packed + query * at.padded_dim;
+    const float* grad_out_tile = grad_out_packed + query * at.padded_dim;
     float log_sum[BACKWARD_QUERIES], delta[BACKWARD_QUERIES];
     for (int i = 0; i < BACKWARD_QUERIES; ++i) {
       log_sum[i] = i < real ? log_sums[query + i] : 1e30f;  // A query of the padding weighs nothing.
       delta[i] = 0;
-      for (int d = 0; i < real && d < dim; ++d)
-        delta[i] += grad_out(query + i, d) * out(query + i, d);
+      for (int d = 0; d < at.dim; ++d)
+        delta[i] += grad_out_tile[i * at.padded_dim + d] *
+                    out_packed[(query + i) * at.padded_dim + d];
     }
-    const float* q_tile = q_packed + query * at.padded_dim;
-    const float* grad_out_tile = grad_out_packed + query * at.padded_dim;
     std::memset(grad_q_sums, 0, sizeof(float) * BACKWARD_QUERIES * at.padded_dim);
     for (int key = 0; key < at.keys; key += BACKWARD_KEYS) {
       const int count = smaller(BACKWARD_KEYS, at.keys - key);
-      score_tile(places, table_packed, q_packed, k_transposed, query, BACKWARD_QUERIES, key, count,
-                 weights);
-      multiply(BACKWARD_QUERIES, count, dim, grad_out_tile, at.padded_dim, 1, v_transposed + key,
+      multiply(BACKWARD_QUERIES, count, at.dim, q_tile, at.padded_dim, 1, k_transposed + key, at.keys,
+               weights, count, Scores<MASKED>(places, table_packed, query, key));
+      multiply(BACKWARD_QUERIES, count, at.dim, grad_out_tile, at.padded_dim, 1, v_transposed + key,
                at.keys, grad_scores, count, Zero());
       for (int i = 0; i < BACKWARD_QUERIES; ++i) {
         float* table_row = grad_table + places.query[query + i];
@@ -323,20 +311,34 @@ void backward(int window, int dim, const Strided& q, const Strided& k, const Str
       float* grad_v_tile = grad_v_sums + key;
       float* grad_k_tile = grad_k_sums + key;
       multiply(at.padded_dim, count, BACKWARD_QUERIES, grad_out_tile, 1, at.padded_dim, weights,
-               count, grad_v_tile, at.keys, Sum{grad_v_tile, at.keys});
+               count, grad_v_tile, at.keys, Sum(grad_v_tile, at.keys));
       multiply(at.padded_dim, count, BACKWARD_QUERIES, q_tile, 1, at.padded_dim, grad_scores, count,
-               grad_k_tile, at.keys, Sum{grad_k_tile, at.keys});
+               grad_k_tile, at.keys, Sum(grad_k_tile, at.keys));
       multiply(BACKWARD_QUERIES, at.padded_dim, count, grad_scores, count, 1,
                k_packed + key * at.padded_dim, at.padded_dim, grad_q_sums, at.padded_dim,
-               Sum{grad_q_sums, at.padded_dim});
+               Sum(grad_q_sums, at.padded_dim));
     }
-    for (int i = 0; i < real; ++i)
-      for (int d = 0; d < dim; ++d) grad_q(query + i, d) = grad_q_sums[i * at.padded_dim + d] * scale;
+    for (int i = 0; i < real; ++i) {
+      const int row = (query + i) / at.columns, column = (query + i) % at.columns;
+      for (int d = 0; d < at.dim; ++d)
+        grad_q(row, column, d) = grad_q_sums[i * at.padded_dim + d] * scale;
+    }
   }
-  for (int pixel = 0; pixel < at.pixels; ++pixel)
-    for (int d = 0; d < dim; ++d) {
-      // The queries that made grad_k_sums were packed in base 2.
-      grad_k(pixel, d) = grad_k_sums[d * at.keys + at.key(pixel)] / LOG2_E;
-      grad_v(pixel, d) = grad_v_sums[d * at.keys + at.key(pixel)];
-    }
+  for (int row = 0; row < at.window; ++row)
+    for (int column = 0; column < at.window; ++column)
+      for (int d = 0; d < at.dim; ++d) {
+        const int place = d * at.keys + at.key(row, column);
+        // The queries that made grad_k_sums were packed in base 2.
+        grad_k(row, column, d) = grad_k_sums[place] / LOG2_E;
+        grad_v(row, column, d) = grad_v_sums[place];
+      }
+}
+
+void backward(int dim, const Window& q, const Window& k, const Window& v, const float* table,
+              const Window& out, const float* log_sums, const Window& grad_out,
+              const Window& grad_q, const Window& grad_k, const Window& grad_v,
+              float* grad_table) {
+  const Layout at(q, dim, BACKWARD_QUERIES);
+  auto* function = at.has_padding ? backward_of<true> : backward_of<false>;
+  function(at, q, k, v, table, out, log_sums, grad_out, grad_q, grad_k, grad_v, grad_table);
 }

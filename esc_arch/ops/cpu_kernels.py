@@ -1,0 +1,120 @@
+"""The compiled functions of csrc/, and what their callers share.
+
+They are compiled when the package is installed, where there is a C++ compiler; without one the
+package works the same through torch's own operations, only slower.
+"""
+
+import ctypes
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor
+
+# What a thread should at least have to do, in multiply-adds, to be worth waking.
+MULTIPLY_ADDS_PER_THREAD = 2**18
+
+
+class CTensor(ctypes.Structure):
+    """A tensor of four dimensions."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_long * 4)]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "CTensor":
+        """Describe a tensor, which must outlive this."""
+        return cls(tensor.data_ptr(), (ctypes.c_long * 4)(*tensor.stride()))
+
+
+class CTiles(ctypes.Structure):
+    """A batch of images, cut into tiles."""
+
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ("batch", "channels", "height", "width", "tile_height", "tile_width")
+    ]
+
+    @classmethod
+    def of(cls, images: Tensor, height: int, width: int) -> "CTiles":
+        """Cut images (B, C, H, W) into what one task computes at a time."""
+        return cls(*images.shape, height, width)
+
+
+class CWindows(ctypes.Structure):
+    """Feature maps (B, heads * D, H, W), cut into windows."""
+
+    _fields_ = [
+        (name, ctypes.c_int) for name in ("batch", "heads", "dim", "height", "width", "size")
+    ]
+
+
+class CConvFfn(ctypes.Structure):
+    """Weights of a ConvFFN, see csrc/kernels.cpp."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("proj", "proj_bias", "dwc", "dwc_bias", "aggr", "aggr_bias")
+        ],
+        ("hidden", ctypes.c_int),
+        ("kernel_size", ctypes.c_int),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Load the functions, or return None if they were not built."""
+    found = importlib.util.find_spec("esc_arch.ops._cpu_kernels")
+    if found is None or found.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+    except OSError:  # Built elsewhere, and no OpenMP runtime here.
+        return None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    tensor, tiles = ctypes.POINTER(CTensor), ctypes.POINTER(CTiles)
+    windows = ctypes.POINTER(CWindows)
+    attention = [integer, integer, windows] + [tensor] * 3 + [pointer, tensor, pointer]
+    convolution = [integer] * 3 + [tiles, tensor]
+    for name, arguments in {
+        "window_attention_forward": attention,
+        "window_attention_backward": [*attention, *[tensor] * 4, pointer],
+        "convolve": [*convolution, pointer, pointer, tensor],
+        "convolve_backward": [*convolution, tensor, pointer, pointer],
+        "conv_ffn": [integer, integer, tiles, tensor, ctypes.POINTER(CConvFfn), tensor],
+    }.items():
+        function = getattr(library, f"esc_{name}")
+        function.argtypes = arguments
+        function.restype = None
+    return library
+
+
+def is_built() -> bool:
+    """Tell whether the functions were compiled when the package was installed."""
+    return library() is not None
+
+
+def can_run(*tensors: Tensor) -> bool:
+    """Tell whether the functions can take these: float32 on the CPU, not being traced."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
+        and not torch.is_autocast_enabled("cpu")
+        and is_built()
+    )
+
+
+def vector_width() -> int:
+    """Return how many floats the vectors have that the functions use on this machine."""
+    return library().esc_widest()
+
+
+def threads_for(multiply_adds: int) -> int:
+    """Return how many threads, of those that torch may use, this much work is worth."""
+    return max(1, min(torch.get_num_threads(), multiply_adds // MULTIPLY_ADDS_PER_THREAD))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x` with the channels of a pixel side by side; its pixels may lie anywhere."""
+    return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,283 @@
+// The networks' own operations on the CPU in float32: what esc_arch/ops/cpu_kernels.py calls.
+//
+// Plain functions on pointers and strides. Tasks (windows and heads, or tiles of images) are shared
+// out among OpenMP's threads, which are torch's own where both use one runtime. The same source is
+// compiled for several instruction sets, and the best that the machine has is chosen when it runs.
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+constexpr float LOG2_E = 1.44269504f;
+
+// One image of a batch in channels_last: the channels of a pixel lie side by side.
+struct Image {
+  float* data;
+  long row_stride, pixel_stride;
+  int height, width, channels;
+  float* pixel(int row, int column) const { return data + row * row_stride + column * pixel_stride; }
+};
+
+// Part of an image that one task computes.
+struct Tile {
+  int row, row_end, column, column_end;
+};
+
+inline int smaller(int a, int b) { return a < b ? a : b; }
+inline int larger(int a, int b) { return a > b ? a : b; }
+inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A pixel of an image that is continued beyond its end by reflection, again and again.
+inline int reflect(int position, int size) {
+  if (position < size) return position;
+  if (size == 1) return 0;
+  position %= 2 * (size - 1);
+  return position < size ? position : 2 * (size - 1) - position;
+}
+
+// One window of one head's channels; `rows` and `columns` of it lie in the image, the others in its
+// padding by reflection.
+struct Window {
+  float* data;
+  long dim_stride, row_stride, column_stride;
+  int size, rows, columns, row, column, height, width;
+
+  float& operator()(int y, int x, int d) const {
+    return data[reflect(row + y, height) * row_stride + reflect(column + x, width) * column_stride +
+                d * dim_stride];
+  }
+};
+
+// Calls work(task, thread) for all tasks; which thread does which is always the same, so that sums
+// by thread are.
+template <class Work>
+void share_out(int threads, long tasks, const Work& work) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long task = 0; task < tasks; ++task) work(task, omp_get_thread_num());
+#else
+  for (long task = 0; task < tasks; ++task) work(task, 0);
+#endif
+}
+
+// Aligned memory that lives as long as this.
+class Scratch {
+ public:
+  float* floats(int count) { return static_cast<float*>(bytes(sizeof(float) * count)); }
+  int* ints(int count) { return static_cast<int*>(bytes(sizeof(int) * count)); }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::vector<std::unique_ptr<void, Free>> memory;
+
+  void* bytes(std::size_t count) {
+    memory.emplace_back(std::aligned_alloc(64, (count + 63) / 64 * 64));
+    return memory.back().get();
+  }
+};
+
+// Weights of a ConvFFN, its hidden channels padded by zeros to a multiple of 16.
+struct EscConvFfn {
+  const float *proj, *proj_bias;  // (C, hidden), (hidden)
+  const float *dwc, *dwc_bias;    // (K, K, hidden), (hidden)
+  const float *aggr, *aggr_bias;  // (hidden, C), (C)
+  int hidden, kernel_size;
+};
+
+#include "ring.h"
+
+namespace width4 {
+#define WIDTH 4
+#include "vectors.h"
+#include "window_attention.h"
+#include "large_kernel.h"
+#include "conv_ffn.h"
+#undef WIDTH
+}  // namespace width4
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_WIDER
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace width8 {
+#define WIDTH 8
+#include "vectors.h"
+#include "window_attention.h"
+#include "large_kernel.h"
+#include "conv_ffn.h"
+#undef WIDTH
+}  // namespace width8
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma,prefer-vector-width=512")
+namespace width16 {
+#define WIDTH 16
+#include "vectors.h"
+#include "window_attention.h"
+#include "large_kernel.h"
+#include "conv_ffn.h"
+#undef WIDTH
+}  // namespace width16
+#pragma GCC pop_options
+#endif
+
+}  // namespace
+
+extern "C" {
+
+// Floats in a vector of the best instruction set that this machine has.
+int esc_widest() {
+#ifdef HAS_WIDER
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    return 16;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+  return 4;
+}
+
+// A tensor of four dimensions and its strides in elements.
+struct EscTensor {
+  float* data;
+  long strides[4];
+};
+
+// Feature maps (B, heads * D, H, W), cut into windows.
+struct EscWindows {
+  int batch, heads, dim, height, width, size;
+
+  int rows() const { return (height + size - 1) / size; }
+  int columns() const { return (width + size - 1) / size; }
+  long count() const { return long(batch) * rows() * columns() * heads; }
+  int head(long task) const { return task % heads; }
+  Window of(const EscTensor& tensor, long task) const {
+    const long window = task / heads;
+    const int row = window / columns() % rows() * size, column = window % columns() * size;
+    float* data = tensor.data + window / columns() / rows() * tensor.strides[0] +
+                  head(task) * dim * tensor.strides[1];
+    return {data, tensor.strides[1], tensor.strides[2], tensor.strides[3], size,
+            smaller(size, height - row), smaller(size, width - column), row, column, height, width};
+  }
+};
+
+// A batch of images (B, C, H, W), cut into tiles.
+struct EscTiles {
+  int batch, channels, height, width, tile_height, tile_width;
+
+  int rows() const { return (height + tile_height - 1) / tile_height; }
+  int columns() const { return (width + tile_width - 1) / tile_width; }
+  long count() const { return long(batch) * rows() * columns(); }
+  int image(long task) const { return task / (rows() * columns()); }
+  Image image_of(const EscTensor& tensor, long task) const {
+    return {tensor.data + image(task) * tensor.strides[0], tensor.strides[2], tensor.strides[3],
+            height, width, channels};
+  }
+  Tile tile(long task) const {
+    const int row = task / columns() % rows() * tile_height;
+    const int column = task % columns() * tile_width;
+    return {row, smaller(row + tile_height, height), column, smaller(column + tile_width, width)};
+  }
+};
+
+// `table` is (heads, (2 w - 1)^2), `log_sums` (B, windows, heads, w * w).
+void esc_window_attention_forward(int width, int threads, const EscWindows* windows,
+                                  const EscTensor* q, const EscTensor* k, const EscTensor* v,
+                                  const float* table, const EscTensor* out, float* log_sums) {
+  auto* forward = width4::forward;
+#ifdef HAS_WIDER
+  if (width == 8) forward = width8::forward;
+  if (width == 16) forward = width16::forward;
+#endif
+  const long pixels = long(windows->size) * windows->size;
+  const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
+  share_out(threads, windows->count(), [&](long task, int) {
+    forward(windows->dim, windows->of(*q, task), windows->of(*k, task), windows->of(*v, task),
+            table + windows->head(task) * table_size, windows->of(*out, task),
+            log_sums + task * pixels);
+  });
+}
+
+// Windows must be whole. `grad_tables` is (threads, heads, (2 w - 1)^2 + 16); what is past a table's
+// end gets zeros.
+void esc_window_attention_backward(int width, int threads, const EscWindows* windows,
+                                   const EscTensor* q, const EscTensor* k, const EscTensor* v,
+                                   const float* table, const EscTensor* out, const float* log_sums,
+                                   const EscTensor* grad_out, const EscTensor* grad_q,
+                                   const EscTensor* grad_k, const EscTensor* grad_v,
+                                   float* grad_tables) {
+  auto* backward = width4::backward;
+#ifdef HAS_WIDER
+  if (width == 8) backward = width8::backward;
+  if (width == 16) backward = width16::backward;
+#endif
+  const long pixels = long(windows->size) * windows->size;
+  const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
+  share_out(threads, windows->count(), [&](long task, int thread) {
+    const int head = windows->head(task);
+    backward(windows->dim, windows->of(*q, task), windows->of(*k, task), windows->of(*v, task),
+             table + head * table_size, windows->of(*out, task), log_sums + task * pixels,
+             windows->of(*grad_out, task), windows->of(*grad_q, task), windows->of(*grad_k, task),
+             windows->of(*grad_v, task),
+             grad_tables + (long(thread) * windows->heads + head) * (table_size + 16));
+  });
+}
+
+// `taps` is (taps, C in, C out), `kernels` (B, C, 3, 3).
+void esc_convolve(int width, int threads, int kernel_size, const EscTiles* tiles,
+                  const EscTensor* x, const float* taps, const float* kernels,
+                  const EscTensor* out) {
+  auto* convolve = width4::convolve;
+#ifdef HAS_WIDER
+  if (width == 8) convolve = width8::convolve;
+  if (width == 16) convolve = width16::convolve;
+#endif
+  share_out(threads, tiles->count(), [&](long task, int) {
+    const int image = tiles->image(task);
+    convolve(kernel_size, tiles->image_of(*x, task), tiles->tile(task), taps,
+             kernels + image * 9L * tiles->channels, tiles->image_of(*out, task));
+  });
+}
+
+// Each thread's own sums: `grad_taps` (threads, taps, C in, C out), `grad_kernels` (threads, B, C,
+// 3, 3).
+void esc_convolve_backward(int width, int threads, int kernel_size, const EscTiles* tiles,
+                           const EscTensor* x, const EscTensor* grad_out, float* grad_taps,
+                           float* grad_kernels) {
+  auto* backward = width4::convolve_backward;
+#ifdef HAS_WIDER
+  if (width == 8) backward = width8::convolve_backward;
+  if (width == 16) backward = width16::convolve_backward;
+#endif
+  const long side = kernel_size / 2 + 1, channels = tiles->channels;
+  share_out(threads, tiles->count(), [&](long task, int thread) {
+    backward(kernel_size, tiles->image_of(*x, task), tiles->tile(task),
+             tiles->image_of(*grad_out, task),
+             grad_taps + thread * (side * (side + 1) / 2) * channels * channels,
+             grad_kernels + (long(thread) * tiles->batch + tiles->image(task)) * 9 * channels);
+  });
+}
+
+// C is a multiple of 16.
+void esc_conv_ffn(int width, int threads, const EscTiles* tiles, const EscTensor* x,
+                  const EscConvFfn* weights, const EscTensor* out) {
+  auto* conv_ffn = width4::conv_ffn;
+#ifdef HAS_WIDER
+  if (width == 8) conv_ffn = width8::conv_ffn;
+  if (width == 16) conv_ffn = width16::conv_ffn;
+#endif
+  share_out(threads, tiles->count(), [&](long task, int) {
+    conv_ffn(tiles->image_of(*x, task), tiles->tile(task), *weights, tiles->image_of(*out, task));
+  });
+}
+
+}  // extern "C"

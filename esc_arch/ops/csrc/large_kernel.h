@@ -1,0 +1,158 @@
+// ConvAttn's convolution: a full K x K kernel that the group D4 leaves alone, plus a depthwise 3x3
+// kernel of each image's own. Included after vectors.h, for each width.
+//
+// The kernel's mirror images have one weight, so the pixels they weigh are added before they are
+// multiplied: with K = 13, 28 products in place of 169 for each pair of channels. Nothing is
+// approximated.
+//
+// Channels lie side by side, padded to whole vectors. A tile of the image is walked row by row, with
+// the K rows around the current one kept in a ring of zero-padded copies.
+
+constexpr int FOLD_PIXELS = 12, FOLD_PIXELS_BACKWARD = 24;
+
+struct FoldLayout {
+  int channels, padded_channels, reach, margin, taps, depth, columns;
+
+  FoldLayout(int channels, int kernel_size, int columns)
+      : channels(channels),
+        padded_channels(round_up(channels, WIDTH)),
+        reach(kernel_size / 2),
+        margin(reach > 1 ? reach : 1),
+        taps((reach + 1) * (reach + 2) / 2),
+        depth(taps * padded_channels),
+        columns(columns) {}
+};
+
+// Adds up to four runs of pixels; `to` has room for `to_stride` floats a pixel. Not inlined, for the
+// loop to have the registers for itself.
+template <int TERMS>
+__attribute__((noinline)) void add_pixels(long count, long channels, const float* a, const float* b,
+                                          const float* c, const float* d, float* to,
+                                          long to_stride) {
+  for (long channel = 0; channel < channels; channel += WIDTH) {
+    float* place = to + channel;
+    for (long i = channel; i < count * channels; i += channels, place += to_stride) {
+      Vec total = load(a + i);
+      if (TERMS > 1) total += load(b + i);
+      if (TERMS > 2) total += load(c + i);
+      if (TERMS > 3) total += load(d + i);
+      store(place, total);
+    }
+  }
+}
+
+// Adds pixels up over the mirror images of each tap. `use(ring, row, column, count, folded)` is
+// called for `count` pixels of the tile at a time, `folded` being (count, taps, channels).
+template <class Use>
+void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block, const Use& use) {
+  Scratch scratch;
+  Ring ring(image, tile, at.margin, at.padded_channels, scratch);
+  const int channels = at.padded_channels, reach = at.reach;
+  const int across = (at.columns + 2 * reach) * channels;
+  // Pixels e rows above and below, added: (e, columns and both margins, channels).
+  float* vertical = scratch.floats((reach + 1) * across);
+  float* folded = scratch.floats(block * at.depth);
+  for (int row = tile.row; row < tile.row_end; ++row) {
+    ring.advance([&](int row, int first, int last, float* to) {
+      for (int column = first; column < last; ++column, to += at.padded_channels)
+        std::memcpy(to, image.pixel(row, column), sizeof(float) * at.channels);
+    });
+    std::memcpy(vertical, ring.at(0, -reach), sizeof(float) * across);
+    for (int e = 1; e <= reach; ++e)
+      add_pixels<2>(1, across, ring.at(-e, -reach), ring.at(e, -reach), nullptr,
+                    nullptr, vertical + e * across, across);
+    for (int column = 0; column < at.columns; column += block) {
+      const int count = smaller(block, at.columns - column);
+      float* to = folded;
+      for (int e = 0; e <= reach; ++e)
+        for (int d = e; d <= reach; ++d, to += channels) {
+          // From the centre, e rows and d columns away; d rows and e columns away.
+          const float* wide = vertical + e * across + (column + reach) * channels;
+          const float* tall = vertical + d * across + (column + reach) * channels;
+          const float *left = wide - d * channels, *right = wide + d * channels;
+          const float *near_left = tall - e * channels, *near_right = tall + e * channels;
+          if (d == 0)
+            add_pixels<1>(count, channels, wide, nullptr, nullptr, nullptr, to, at.depth);
+          else if (d == e)
+            add_pixels<2>(count, channels, left, right, nullptr, nullptr, to, at.depth);
+          else if (e == 0)
+            add_pixels<3>(count, channels, left, right, tall, nullptr, to, at.depth);
+          else
+            add_pixels<4>(count, channels, left, right, near_left, near_right, to, at.depth);
+        }
+      use(ring, row, column, count, folded);
+    }
+  }
+}
+
+// `taps` (taps, channels in, channels out) and `kernel` (channels, 3, 3) of this image, or null.
+void convolve(int kernel_size, const Image& image, const Tile& tile, const float* taps,
+              const float* kernel, const Image& out) {
+  const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
+  const int channels = at.padded_channels;
+  Scratch scratch;
+  float* taps_packed = scratch.floats(at.depth * channels);
+  float* kernel_packed = scratch.floats(9 * channels);
+  float* no_bias = scratch.floats(channels);
+  float* sums = scratch.floats(FOLD_PIXELS * channels);
+  std::memset(no_bias, 0, sizeof(float) * channels);
+  std::memset(taps_packed, 0, sizeof(float) * at.depth * channels);
+  std::memset(kernel_packed, 0, sizeof(float) * 9 * channels);
+  for (int tap = 0; tap < at.taps; ++tap)
+    for (int c = 0; c < at.channels; ++c)
+      std::memcpy(taps_packed + (tap * channels + c) * channels,
+                  taps + (tap * at.channels + c) * at.channels, sizeof(float) * at.channels);
+  for (int c = 0; c < at.channels; ++c)
+    for (int i = 0; i < 9; ++i) kernel_packed[i * channels + c] = kernel[c * 9 + i];
+
+  fold(at, image, tile, FOLD_PIXELS,
+       [&](const Ring& ring, int row, int column, int count, const float* folded) {
+         depthwise(ring.kernel_rows(1, column).data(), 3, count, channels, kernel_packed,
+                   no_bias, sums);
+         multiply(count, channels, at.depth, folded, at.depth, 1, taps_packed, channels, sums,
+                  channels, Sum(sums, channels));
+         for (int i = 0; i < count; ++i)
+           std::memcpy(out.pixel(row, tile.column + column + i), sums + i * channels,
+                       sizeof(float) * at.channels);
+       });
+}
+
+// Gradients of `taps` and `kernel` are added to `grad_taps` and `grad_kernel`, shapes as there.
+void convolve_backward(int kernel_size, const Image& image, const Tile& tile, const Image& grad_out,
+                       float* grad_taps, float* grad_kernel) {
+  const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
+  const int channels = at.padded_channels;
+  Scratch scratch;
+  float* taps_sums = scratch.floats(at.depth * channels);
+  float* kernel_sums = scratch.floats(9 * channels);
+  float* grads = scratch.floats(FOLD_PIXELS_BACKWARD * channels);
+  std::memset(taps_sums, 0, sizeof(float) * at.depth * channels);
+  std::memset(kernel_sums, 0, sizeof(float) * 9 * channels);
+  std::memset(grads, 0, sizeof(float) * FOLD_PIXELS_BACKWARD * channels);
+
+  fold(at, image, tile, FOLD_PIXELS_BACKWARD,
+       [&](const Ring& ring, int row, int column, int count, const float* folded) {
+         for (int i = 0; i < count; ++i)
+           std::memcpy(grads + i * channels, grad_out.pixel(row, tile.column + column + i),
+                       sizeof(float) * at.channels);
+         multiply(at.depth, channels, count, folded, 1, at.depth, grads, channels, taps_sums,
+                  channels, Sum(taps_sums, channels));
+         for (int dy = -1; dy <= 1; ++dy)
+           for (int dx = -1; dx <= 1; ++dx)
+             for (int c = 0; c < channels; c += WIDTH) {
+               float* to = kernel_sums + (3 * dy + dx + 4) * channels + c;
+               Vec total = load(to);
+               for (int i = 0; i < count; ++i)
+                 total += load(ring.at(dy, column + i + dx) + c) *
+                          load(grads + i * channels + c);
+               store(to, total);
+             }
+       });
+  for (int tap = 0; tap < at.taps; ++tap)
+    for (int in = 0; in < at.channels; ++in)
+      for (int c = 0; c < at.channels; ++c)
+        grad_taps[(tap * at.channels + in) * at.channels + c] +=
+            taps_sums[(tap * channels + in) * channels + c];
+  for (int c = 0; c < at.channels; ++c)
+    for (int i = 0; i < 9; ++i) grad_kernel[c * 9 + i] += kernel_sums[i * channels + c];
+}

@@ -1,0 +1,52 @@
+// The rows around the current one of a tile, in zero-padded buffers of their own.
+class Ring {
+ public:
+  // A row has the tile's columns and `margin` more on either side, of `channels` each.
+  Ring(const Image& image, const Tile& tile, int margin, int channels, Scratch& scratch)
+      : image(image),
+        tile(tile),
+        margin(margin),
+        channels(channels),
+        current(tile.row - 1),
+        rows(scratch.floats((2 * margin + 1) * row_size())) {}
+
+  // Moves to the next row. `fill(row, first, last, to)` makes the pixels of the image's columns from
+  // `first` to `last`; what lies outside the image is zero.
+  template <class Fill>
+  void advance(const Fill& fill) {
+    const int next = ++current == tile.row ? tile.row - margin : current + margin;
+    for (int row = next; row <= current + margin; ++row) {
+      std::memset(slot(row), 0, sizeof(float) * row_size());
+      if (row < 0 || row >= image.height) continue;
+      const int first = larger(tile.column - margin, 0);
+      const int last = smaller(tile.column_end + margin, image.width);
+      fill(row, first, last, slot(row) + (first - tile.column + margin) * channels);
+    }
+  }
+
+  // The channels of pixel `column` of the tile, -margin to columns + margin, `offset` rows below.
+  const float* at(int offset, int column) const {
+    return slot(current + offset) + (column + margin) * channels;
+  }
+
+  // Those of the pixel `reach` rows above and `reach` columns left of `column`, and of the pixels
+  // below that one: what a kernel of 2 * reach + 1 rows starts from.
+  std::vector<const float*> kernel_rows(int reach, int column) const {
+    std::vector<const float*> rows;
+    for (int offset = -reach; offset <= reach; ++offset) rows.push_back(at(offset, column - reach));
+    return rows;
+  }
+
+ private:
+  const Image& image;
+  const Tile& tile;
+  const int margin, channels;
+  int current;
+  float* const rows;
+
+  int row_size() const { return (tile.column_end - tile.column + 2 * margin) * channels; }
+  float* slot(int row) const {
+    const int size = 2 * margin + 1;
+    return rows + (row + size) % size * row_size();
+  }
+};

@@ -1,0 +1,147 @@
+"""ConvAttn's convolution: one large kernel for all, and a 3x3 kernel for each image."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esc_arch.ops import cpu_kernels
+from esc_arch.ops.geometry import embed_kernel
+
+TILE = (16, 64)  # Rows and columns.
+
+
+def long_range_dynamic_conv(x: Tensor, large_kernel: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve with a kernel that all images share, and with each image's own; add both.
+
+    On the CPU in float32 our own function runs, if it was built. It adds the pixels that the
+    symmetric kernel weighs equally before it multiplies them: with K = 13, 28 products in place of
+    169. Elsewhere torch's convolutions do.
+
+    Args:
+        x: Features (B, C, H, W).
+        large_kernel: (C, C, K, K), K odd, equal to its flips and quarter turns, as `d4_mean`
+            returns it; nothing tests this.
+        kernels: (B, C, 3, 3), depthwise.
+
+    Returns:
+        (B, C, H, W); zero padding.
+    """
+    batch, channels, height, width = x.shape
+    kernel_size = large_kernel.shape[-1]
+    padding = kernel_size // 2
+    if cpu_kernels.can_run(x, large_kernel, kernels):
+        return symmetric_conv(x, distinct_taps(large_kernel), kernels, kernel_size)
+    # A trace serves any batch, so it must not take what is for one image only.
+    if batch == 1 and kernel_size >= 3 and not torch.jit.is_tracing():
+        identity = torch.eye(channels, dtype=x.dtype, device=x.device)[:, :, None, None]
+        dynamic = embed_kernel(kernels.view(channels, 1, 3, 3), kernel_size)
+        return F.conv2d(x, large_kernel + identity * dynamic, padding=padding)
+    samples = x.reshape(1, batch * channels, height, width)
+    depthwise = kernels.view(batch * channels, 1, 3, 3)
+    dynamic = F.conv2d(samples, depthwise, padding=1, groups=batch * channels)
+    long_range = F.conv2d(x, large_kernel, padding=padding)
+    return long_range + dynamic.view_as(long_range)
+
+
+def distinct_taps(kernel: Tensor) -> Tensor:
+    """Take one of each set of weights that a symmetric kernel has in common.
+
+    Args:
+        kernel: (C out, C in, K, K), equal to its flips and quarter turns.
+
+    Returns:
+        (n (n + 1) / 2, C in, C out) with n = (K + 1) / 2: the weights e rows and d columns from
+        the centre, for d >= e >= 0.
+    """
+    centre = kernel.shape[-1] // 2
+    rows, columns = torch.triu_indices(centre + 1, centre + 1, device=kernel.device) + centre
+    return kernel[:, :, rows, columns].permute(2, 1, 0).contiguous()
+
+
+@torch.library.custom_op("esc::symmetric_conv", mutates_args=(), device_types="cpu")
+def symmetric_conv(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
+    """Compute `long_range_dynamic_conv` from `distinct_taps` of the large kernel.
+
+    Args:
+        x: Features (B, C, H, W), float32.
+        taps: (T, C in, C out), C in = C out = C.
+        kernels: (B, C, 3, 3).
+        kernel_size: Odd side K of the large kernel.
+
+    Returns:
+        (B, C, H, W), channels last.
+    """
+    x, taps, kernels = cpu_kernels.channels_last(x), taps.contiguous(), kernels.contiguous()
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    cpu_kernels.library().esc_convolve(
+        cpu_kernels.vector_width(),
+        cpu_kernels.threads_for(x.numel() * taps.shape[0] * taps.shape[1]),
+        kernel_size,
+        cpu_kernels.CTiles.of(x, *TILE),
+        cpu_kernels.CTensor.of(x),
+        taps.data_ptr(),
+        kernels.data_ptr(),
+        cpu_kernels.CTensor.of(out),
+    )
+    return out
+
+
+@symmetric_conv.register_fake
+def _(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("esc::symmetric_conv_weight", mutates_args=(), device_types="cpu")
+def symmetric_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `symmetric_conv`'s taps and kernels; shapes as there."""
+    x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
+    batch, channels = x.shape[:2]
+    count = _tap_count(kernel_size)
+    threads = cpu_kernels.threads_for(x.numel() * count * channels)
+    grad_taps = x.new_zeros(threads, count, channels, channels)
+    grad_kernels = x.new_zeros(threads, batch, channels, 3, 3)
+    cpu_kernels.library().esc_convolve_backward(
+        cpu_kernels.vector_width(),
+        threads,
+        kernel_size,
+        cpu_kernels.CTiles.of(x, *TILE),
+        cpu_kernels.CTensor.of(x),
+        cpu_kernels.CTensor.of(grad_out),
+        grad_taps.data_ptr(),
+        grad_kernels.data_ptr(),
+    )
+    return grad_taps.sum(0), grad_kernels.sum(0)
+
+
+@symmetric_conv_weight.register_fake
+def _(x: Tensor, grad_out: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    taps = x.new_empty(_tap_count(kernel_size), channels, channels)
+    return taps, x.new_empty(batch, channels, 3, 3)
+
+
+def _tap_count(kernel_size: int) -> int:
+    side = kernel_size // 2 + 1
+    return side * (side + 1) // 2
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.kernel_size = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, taps, kernels = ctx.saved_tensors
+    grad_x = grad_taps = grad_kernels = None
+    if ctx.needs_input_grad[0]:
+        # Symmetric kernels are their own flips.
+        turned = taps.transpose(1, 2), kernels.flip(2, 3)
+        grad_x = symmetric_conv(grad_out, *turned, ctx.kernel_size)
+    if any(ctx.needs_input_grad[1:3]):
+        grad_taps, grad_kernels = symmetric_conv_weight(x, grad_out, ctx.kernel_size)
+    return grad_x, grad_taps, grad_kernels, None
+
+
+symmetric_conv.register_autograd(_backward, setup_context=_save)

@@ -14,9 +14,10 @@ constexpr int BACKWARD_QUERIES = 24, BACKWARD_KEYS = 64;
 constexpr float SAFE_EXCESS = 100;
 
 // How a window lies in packed buffers: rows of keys padded to whole vectors, queries, of which those
-// in the image's padding are left out, to whole tiles, the channels of a head to whole vectors.
+// in the image's padding are left out, to whole tiles, the channels of a head to whole vectors. Where
+// keys lie side by side, the next channel's are not a power of two away, which caches dislike.
 struct Layout {
-  int window, rows, columns, pixels, padded_window, keys, queries, dim, padded_dim, table_width;
+  int window, rows, columns, pixels, padded_window, keys, key_stride, queries, dim, padded_dim, table_width;
   bool has_padding;
 
   Layout(const Window& place, int dim, int query_tile)
@@ -26,6 +27,7 @@ struct Layout {
         pixels(rows * columns),
         padded_window(round_up(window, WIDTH)),
         keys(round_up(window * padded_window, 2 * WIDTH)),
+        key_stride(keys + 16),
         queries(round_up(pixels, query_tile)),
         dim(dim),
         padded_dim(round_up(dim, WIDTH < 8 ? 8 : WIDTH)),
@@ -89,10 +91,12 @@ struct Weights : Scores<MASKED> {
   Weights(const Scores<MASKED>& scores, const float* top, float* sums)
       : Scores<MASKED>(scores), top(top), sums(sums) {}
 
-  Vec finish(int row, int, Vec score) const {
-    const Vec weight = exp2(score - top[row]);
-    store(sums + row * WIDTH, load(sums + row * WIDTH) + weight);
-    return weight;
+  template <int COLUMNS>
+  void finish(int row, Vec (&scores)[COLUMNS]) const {
+    Vec total = load(sums + row * WIDTH);
+#pragma GCC unroll 2
+    for (int j = 0; j < COLUMNS; ++j) total += scores[j] = exp2(scores[j] - top[row]);
+    store(sums + row * WIDTH, total);
   }
 };
 
@@ -112,11 +116,11 @@ void pack_keys(const Layout& at, const Window& from, float* to) {
     }
 }
 void pack_keys_transposed(const Layout& at, const Window& from, float* to) {
-  std::memset(to, 0, sizeof(float) * at.keys * at.padded_dim);
+  std::memset(to, 0, sizeof(float) * at.key_stride * at.padded_dim);
   for (int row = 0; row < at.window; ++row)
     for (int column = 0; column < at.window; ++column) {
       float* place = to + at.key(row, column);
-      for (int d = 0; d < at.dim; ++d) place[d * at.keys] = from(row, column, d);
+      for (int d = 0; d < at.dim; ++d) place[d * at.key_stride] = from(row, column, d);
     }
 }
 // The table in base 2, with room for a vector to be read past its end.
@@ -140,7 +144,7 @@ class Bounds {
     for (int key = 0; key < at.keys; key += WIDTH) {
       Vec square{};
       for (int d = 0; d < at.dim; ++d) {
-        const Vec value = load(k_transposed + d * at.keys + key);
+        const Vec value = load(k_transposed + d * at.key_stride + key);
         square += value * value;
       }
       longest = larger(longest, square);
@@ -190,7 +194,7 @@ void forward_of(const Layout& at, const Window& q, const Window& k, const Window
   const Places places(at, scratch);
   float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
   float* q_packed = scratch.floats(at.queries * at.padded_dim);
-  float* k_packed = scratch.floats(at.keys * at.padded_dim);
+  float* k_packed = scratch.floats(at.key_stride * at.padded_dim);
   float* v_packed = scratch.floats(at.keys * at.padded_dim);
   float* scores = scratch.floats(FORWARD_QUERIES * FORWARD_KEYS);
   float* sums = scratch.floats(FORWARD_QUERIES * at.padded_dim);
@@ -216,7 +220,7 @@ void forward_of(const Layout& at, const Window& q, const Window& k, const Window
       const int count = smaller(FORWARD_KEYS, at.keys - key);
       const auto products = [&](const auto& ends) {
         multiply(FORWARD_QUERIES, count, at.dim, q_packed + query * at.padded_dim, at.padded_dim, 1,
-                 k_packed + key, at.keys, scores, count, ends);
+                 k_packed + key, at.key_stride, scores, count, ends);
       };
       const Scores<MASKED> biased(places, table_packed, query, key);
       if (safe) {
@@ -254,7 +258,7 @@ void backward_of(const Layout& at, const Window& q, const Window& k, const Windo
                  const Window& grad_v, float* grad_table) {
   Scratch scratch;
   const Places places(at, scratch);
-  const int query_size = at.queries * at.padded_dim, key_size = at.keys * at.padded_dim;
+  const int query_size = at.queries * at.padded_dim, key_size = at.key_stride * at.padded_dim;
   float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
   float* q_packed = scratch.floats(query_size);
   float* out_packed = scratch.floats(query_size);
@@ -293,10 +297,10 @@ void backward_of(const Layout& at, const Window& q, const Window& k, const Windo
     std::memset(grad_q_sums, 0, sizeof(float) * BACKWARD_QUERIES * at.padded_dim);
     for (int key = 0; key < at.keys; key += BACKWARD_KEYS) {
       const int count = smaller(BACKWARD_KEYS, at.keys - key);
-      multiply(BACKWARD_QUERIES, count, at.dim, q_tile, at.padded_dim, 1, k_transposed + key, at.keys,
-               weights, count, Scores<MASKED>(places, table_packed, query, key));
+      multiply(BACKWARD_QUERIES, count, at.dim, q_tile, at.padded_dim, 1, k_transposed + key,
+               at.key_stride,               weights, count, Scores<MASKED>(places, table_packed, query, key));
       multiply(BACKWARD_QUERIES, count, at.dim, grad_out_tile, at.padded_dim, 1, v_transposed + key,
-               at.keys, grad_scores, count, Zero());
+               at.key_stride, grad_scores, count, Zero());
       for (int i = 0; i < BACKWARD_QUERIES; ++i) {
         float* table_row = grad_table + places.query[query + i];
         for (int j = 0; j < count; j += WIDTH) {
@@ -311,9 +315,9 @@ void backward_of(const Layout& at, const Window& q, const Window& k, const Windo
       float* grad_v_tile = grad_v_sums + key;
       float* grad_k_tile = grad_k_sums + key;
       multiply(at.padded_dim, count, BACKWARD_QUERIES, grad_out_tile, 1, at.padded_dim, weights,
-               count, grad_v_tile, at.keys, Sum(grad_v_tile, at.keys));
+               count, grad_v_tile, at.key_stride, Sum(grad_v_tile, at.key_stride));
       multiply(at.padded_dim, count, BACKWARD_QUERIES, q_tile, 1, at.padded_dim, grad_scores, count,
-               grad_k_tile, at.keys, Sum(grad_k_tile, at.keys));
+               grad_k_tile, at.key_stride, Sum(grad_k_tile, at.key_stride));
       multiply(BACKWARD_QUERIES, at.padded_dim, count, grad_scores, count, 1,
                k_packed + key * at.padded_dim, at.padded_dim, grad_q_sums, at.padded_dim,
                Sum(grad_q_sums, at.padded_dim));
@@ -327,7 +331,7 @@ void backward_of(const Layout& at, const Window& q, const Window& k, const Windo
   for (int row = 0; row < at.window; ++row)
     for (int column = 0; column < at.window; ++column)
       for (int d = 0; d < at.dim; ++d) {
-        const int place = d * at.keys + at.key(row, column);
+        const int place = d * at.key_stride + at.key(row, column);
         // The queries that made grad_k_sums were packed in base 2.
         grad_k(row, column, d) = grad_k_sums[place] / LOG2_E;
         grad_v(row, column, d) = grad_v_sums[place];

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from esc_arch.archs.options import require_positive_int
 from esc_arch.errors import UserError
-from esc_arch.ops.attention import canonical_attn_type, feature_attention, flashbias_attention
-from esc_arch.ops.windows import in_windows
+from esc_arch.ops.attention import (
+    canonical_attn_type,
+    feature_attention,
+    flashbias_attention,
+    wants_whole_windows,
+)
+from esc_arch.ops.windows import in_windows, pad_to_multiple
 
 
 @ARCH_REGISTRY.register()
@@ -71,6 +76,9 @@ class FlashWindowAttn(nn.Module):
         Returns:
             (B, C, H, W).
         """
+        height, width = x.shape[-2:]
+        if self.attn_type == "FlashBias" or wants_whole_windows(x, self.attn_type):
+            x = pad_to_multiple(x, self.window_size)
         q, k, v = self.to_qkv(x).chunk(3, dim=1)
         if self.attn_type == "FlashBias":
             attend = partial(flashbias_attention, bias_q=self.flashbias_q, bias_k=self.flashbias_k)
@@ -79,4 +87,4 @@ class FlashWindowAttn(nn.Module):
         else:
             table = self.relative_position_bias
             out = feature_attention(q, k, v, table, self.window_size, self.attn_type)
-        return self.to_out(out)
+        return self.to_out(out[..., :height, :width])

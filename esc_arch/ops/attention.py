@@ -35,7 +35,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from esc_arch.errors import UserError
 from esc_arch.ops import cpu_kernels, fused_attention
-from esc_arch.ops.windows import in_windows, pad_to_multiple
+from esc_arch.ops.windows import in_windows
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
@@ -187,6 +187,15 @@ def window_attention(
         return sdpa(q, k, v, bias_table, window_size)
 
 
+def wants_whole_windows(x: Tensor, attn_type: str) -> bool:
+    """Tell whether `feature_attention` will want the sides of features like these padded.
+
+    Only our own kernel does not, which completes windows by reflection as it reads them; but its
+    backward does.
+    """
+    return not _runs_fused(x, attn_type) or torch.is_grad_enabled()
+
+
 def feature_attention(
     q: Tensor,
     k: Tensor,
@@ -198,8 +207,8 @@ def feature_attention(
     """Compute `window_attention` on feature maps, which are cut into windows.
 
     Args:
-        q: Queries (B, C, H, W), any H and W, not yet scaled; heads, then channels of a head. Windows
-            are completed by reflection at the bottom and the right.
+        q: Queries (B, C, H, W), heads, then channels of a head, not yet scaled. H and W are
+            multiples of w if `wants_whole_windows` says so, else any.
         k: Keys, same shape.
         v: Values, same shape.
         bias_table: (heads, (2w - 1)^2).
@@ -212,20 +221,13 @@ def feature_attention(
     Raises:
         UserError: The backend asked for by name cannot run here.
     """
-    heads = bias_table.shape[0]
-    name = _fastest(q) if attn_type == "Auto" else attn_type
-    if name != "Fused" or not _fused_can_run(q):
+    if _runs_fused(q, attn_type):
+        return _fused_on_features(q, k, v, bias_table, window_size)
 
-        def attend(*windows: Tensor) -> Tensor:
-            return window_attention(*windows, bias_table, window_size, attn_type)
+    def attend(*windows: Tensor) -> Tensor:
+        return window_attention(*windows, bias_table, window_size, attn_type)
 
-        return in_windows(attend, q, k, v, window_size=window_size, num_heads=heads)
-    # The kernel reads windows where they are and completes them; only its backward wants them whole.
-    height, width = q.shape[-2:]
-    if torch.is_grad_enabled():
-        q, k, v = (pad_to_multiple(x, window_size) for x in (q, k, v))
-    out = _fused_on_features(q, k, v, bias_table, window_size)
-    return out[..., :height, :width]
+    return in_windows(attend, q, k, v, window_size=window_size, num_heads=bias_table.shape[0])
 
 
 def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k: Tensor) -> Tensor:
@@ -277,8 +279,13 @@ def _fused_on_features(
         return fused_attention.window_attention_forward(*inputs, window_size)[0].to(q.dtype)
 
 
+def _runs_fused(q: Tensor, attn_type: str) -> bool:
+    name = _fastest(q) if attn_type == "Auto" else attn_type
+    return name == "Fused" and _fused_can_run(q)
+
+
 def _fused_can_run(q: Tensor) -> bool:
-    return q.device.type == "cpu" and q.dtype != torch.float64 and cpu_kernels.is_built()
+    return q.device.type == "cpu" and q.dtype != torch.float64 and cpu_kernels.is_usable()
 
 
 class BackendUnavailableError(RuntimeError):

@@ -94,15 +94,15 @@ def is_built() -> bool:
     return library() is not None
 
 
+def is_usable() -> bool:
+    """Tell whether the functions are there and may be called: no trace or export can hold them."""
+    return is_built() and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
+
+
 def can_run(*tensors: Tensor) -> bool:
-    """Tell whether the functions can take these: float32 on the CPU, not being traced."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_exporting()
-        and not torch.is_autocast_enabled("cpu")
-        and is_built()
-    )
+    """Tell whether the functions can take these: float32 on the CPU."""
+    float32_on_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    return float32_on_cpu and not torch.is_autocast_enabled("cpu") and is_usable()
 
 
 def vector_width() -> int:

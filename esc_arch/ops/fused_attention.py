@@ -1,4 +1,4 @@
-"""Window attention on the CPU in one pass: the kernel of csrc/window_attention.h, if it was built."""
+"""Window attention on the CPU in one pass: the kernel of csrc/window_attention.h, if built."""
 
 from typing import Any
 

@@ -105,18 +105,16 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 def in_windows(
     function: Callable[..., Tensor], *features: Tensor, window_size: int, num_heads: int
 ) -> Tensor:
-    """Apply a function to the windows of feature maps, padded by reflection to whole ones.
+    """Apply a function to the windows of feature maps.
 
     Args:
         function: Maps tensors (windows, num_heads, w * w, D) to one of the same shape.
-        features: Its arguments, (B, num_heads * D, H, W), any H and W.
+        features: Its arguments, (B, num_heads * D, H, W); H and W are multiples of `window_size`.
         window_size: Side w of a window in pixels.
         num_heads: Number of attention heads.
 
     Returns:
         (B, num_heads * D, H, W).
     """
-    height, width = features[0].shape[-2:]
-    padded = [pad_to_multiple(x, window_size) for x in features]
-    out = function(*(window_partition(x, window_size, num_heads) for x in padded))
-    return window_reverse(out, window_size, *padded[0].shape[-2:])[..., :height, :width]
+    out = function(*(window_partition(x, window_size, num_heads) for x in features))
+    return window_reverse(out, window_size, *features[0].shape[-2:])

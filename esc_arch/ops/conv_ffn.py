@@ -1,4 +1,6 @@
-"""The ConvFFN in one pass over the image: our own function on the CPU, for inference."""
+"""The ConvFFN in one pass over the image: our own function on the CPU."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,9 @@ from torch import Tensor
 
 from esc_arch.ops import cpu_kernels
 
-TILE = (32, 64)  # Rows and columns.
+# Rows and columns.
+TILE = (32, 64)
+TILE_BACKWARD = (32, 32)
 # Channels must be a multiple of the widest vector.
 MULTIPLE = 16
 
@@ -22,8 +26,8 @@ def conv_ffn(
 ) -> Tensor:
     """Compute aggr(h + GELU(dwc(h))) with h = GELU(proj(x)).
 
-    On the CPU in float32 and without gradients our own function runs, if it was built: no more of
-    the hidden channels than a few rows exist at any time.
+    On the CPU in float32 our own function runs, if it was built: no more than a few rows of the
+    hidden channels exist at any time. Its backward computes them again.
 
     Args:
         x: Features (B, C, H, W).
@@ -38,11 +42,10 @@ def conv_ffn(
         (B, C, H, W).
     """
     inputs = (x, proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
-    needs_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-    if not needs_gradients and x.shape[1] % MULTIPLE == 0 and cpu_kernels.can_run(*inputs):
+    if x.shape[1] % MULTIPLE == 0 and cpu_kernels.can_run(*inputs):
         return fused_conv_ffn(*inputs)
+    hidden = proj.shape[0]
     x = F.gelu(F.conv2d(x, proj, proj_bias))
-    hidden = x.shape[1]
     x = x + F.gelu(F.conv2d(x, dwc, dwc_bias, padding=dwc.shape[-1] // 2, groups=hidden))
     return F.conv2d(x, aggr, aggr_bias)
 
@@ -60,26 +63,99 @@ def fused_conv_ffn(
     """Compute `conv_ffn` for float32 and C a multiple of 16; arguments as there."""
     x = cpu_kernels.channels_last(x)
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    hidden, kernel_size = proj.shape[0], dwc.shape[-1]
-    padding = -hidden % MULTIPLE
-    # Hidden channels last, and no fewer than whole vectors of them.
-    weights = [
-        F.pad(weight.reshape(hidden, -1).t(), (0, padding))
-        for weight in (proj, proj_bias, dwc, dwc_bias)
-    ]
-    weights += [F.pad(aggr.flatten(1).t(), (0, 0, 0, padding)), aggr_bias]
-    weights = [weight.contiguous() for weight in weights]
+    weights, packed = _pack(proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
     cpu_kernels.library().esc_conv_ffn(
         cpu_kernels.vector_width(),
-        cpu_kernels.threads_for(2 * x.numel() * hidden),
+        cpu_kernels.threads_for(2 * x.numel() * proj.shape[0]),
         cpu_kernels.CTiles.of(x, *TILE),
         cpu_kernels.CTensor.of(x),
-        cpu_kernels.CConvFfn(*(w.data_ptr() for w in weights), hidden + padding, kernel_size),
+        packed,
         cpu_kernels.CTensor.of(out),
     )
     return out
 
 
+def _pack(
+    proj: Tensor, proj_bias: Tensor, dwc: Tensor, dwc_bias: Tensor, aggr: Tensor, aggr_bias: Tensor
+) -> tuple[list[Tensor], cpu_kernels.CConvFfn]:
+    """Pad the hidden channels to whole vectors and lay them last, but for what wants C last.
+
+    Returns:
+        The tensors, which must outlive the other: their description.
+    """
+    hidden = proj.shape[0]
+    padding = -hidden % MULTIPLE
+    columns = [
+        F.pad(weight.reshape(hidden, -1).t(), (0, padding))
+        for weight in (proj, proj_bias, dwc, dwc_bias, dwc.flip(2, 3))
+    ]
+    proj_rows = F.pad(proj.flatten(1), (0, 0, 0, padding))
+    aggr_columns = F.pad(aggr.flatten(1), (0, padding))
+    weights = [*columns[:4], aggr_columns.t(), aggr_bias, proj_rows, columns[4], aggr_columns]
+    weights = [weight.contiguous() for weight in weights]
+    pointers = (weight.data_ptr() for weight in weights)
+    return weights, cpu_kernels.CConvFfn(*pointers, hidden + padding, dwc.shape[-1])
+
+
 @fused_conv_ffn.register_fake
 def _(x: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("esc::conv_ffn_backward", mutates_args=(), device_types="cpu")
+def fused_conv_ffn_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    proj: Tensor,
+    proj_bias: Tensor,
+    dwc: Tensor,
+    dwc_bias: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `fused_conv_ffn`'s arguments, shapes as there."""
+    x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    weights, packed = _pack(proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
+    sizes = [weight.numel() for weight in weights[:6]]
+    threads = cpu_kernels.threads_for(5 * x.numel() * proj.shape[0])
+    # Each thread sums into gradients of its own.
+    sums = x.new_zeros(threads, sum(sizes))
+    cpu_kernels.library().esc_conv_ffn_backward(
+        cpu_kernels.vector_width(),
+        threads,
+        cpu_kernels.CTiles.of(x, *TILE_BACKWARD),
+        cpu_kernels.CTensor.of(x),
+        packed,
+        cpu_kernels.CTensor.of(grad_out),
+        cpu_kernels.CTensor.of(grad_x),
+        sums.data_ptr(),
+    )
+    hidden = proj.shape[0]
+    *columns, aggr_columns, grad_aggr_bias = (
+        grad.view_as(weight)
+        for grad, weight in zip(sums.sum(0).split(sizes), weights[:6], strict=True)
+    )
+    grads = [
+        grad[:, :hidden].t().reshape(weight.shape)
+        for grad, weight in zip(columns, (proj, proj_bias, dwc, dwc_bias), strict=True)
+    ]
+    grads += [aggr_columns[:hidden].t().reshape(aggr.shape), grad_aggr_bias]
+    return grad_x, *(grad.clone() for grad in grads)
+
+
+@fused_conv_ffn_backward.register_fake
+def _(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    return grad_x, *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
+    return fused_conv_ffn_backward(grad_out, *ctx.saved_tensors)
+
+
+fused_conv_ffn.register_autograd(_backward, setup_context=_save)

@@ -54,7 +54,10 @@ class CConvFfn(ctypes.Structure):
     _fields_ = [
         *[
             (name, ctypes.c_void_p)
-            for name in ("proj", "proj_bias", "dwc", "dwc_bias", "aggr", "aggr_bias")
+            for name in (
+                *("proj", "proj_bias", "dwc", "dwc_bias", "aggr", "aggr_bias"),
+                *("proj_turned", "dwc_turned", "aggr_turned"),
+            )
         ],
         ("hidden", ctypes.c_int),
         ("kernel_size", ctypes.c_int),
@@ -75,13 +78,15 @@ def library() -> ctypes.CDLL | None:
     tensor, tiles = ctypes.POINTER(CTensor), ctypes.POINTER(CTiles)
     windows = ctypes.POINTER(CWindows)
     attention = [integer, integer, windows] + [tensor] * 3 + [pointer, tensor, pointer]
+    conv_ffn = [integer, integer, tiles, tensor, ctypes.POINTER(CConvFfn)]
     convolution = [integer] * 3 + [tiles, tensor]
     for name, arguments in {
         "window_attention_forward": attention,
         "window_attention_backward": [*attention, *[tensor] * 4, pointer],
         "convolve": [*convolution, pointer, pointer, tensor],
         "convolve_backward": [*convolution, tensor, pointer, pointer],
-        "conv_ffn": [integer, integer, tiles, tensor, ctypes.POINTER(CConvFfn), tensor],
+        "conv_ffn": [*conv_ffn, tensor],
+        "conv_ffn_backward": [*conv_ffn, tensor, tensor, pointer],
     }.items():
         function = getattr(library, f"esc_{name}")
         function.argtypes = arguments

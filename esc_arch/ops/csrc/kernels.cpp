@@ -86,11 +86,13 @@ class Scratch {
   }
 };
 
-// Weights of a ConvFFN, its hidden channels padded by zeros to a multiple of 16.
+// Weights of a ConvFFN, its hidden channels padded by zeros to a multiple of 16; "turned" is what the
+// gradient of what came in is made with.
 struct EscConvFfn {
   const float *proj, *proj_bias;  // (C, hidden), (hidden)
   const float *dwc, *dwc_bias;    // (K, K, hidden), (hidden)
   const float *aggr, *aggr_bias;  // (hidden, C), (C)
+  const float *proj_turned, *dwc_turned, *aggr_turned;  // (hidden, C), (K, K, hidden), (C, hidden)
   int hidden, kernel_size;
 };
 
@@ -277,6 +279,24 @@ void esc_conv_ffn(int width, int threads, const EscTiles* tiles, const EscTensor
 #endif
   share_out(threads, tiles->count(), [&](long task, int) {
     conv_ffn(tiles->image_of(*x, task), tiles->tile(task), *weights, tiles->image_of(*out, task));
+  });
+}
+
+// `grads` is (threads, as many as all weights but the turned ones have), in the order of EscConvFfn.
+void esc_conv_ffn_backward(int width, int threads, const EscTiles* tiles, const EscTensor* x,
+                           const EscConvFfn* weights, const EscTensor* grad_out,
+                           const EscTensor* grad_x, float* grads) {
+  auto* backward = width4::conv_ffn_backward;
+#ifdef HAS_WIDER
+  if (width == 8) backward = width8::conv_ffn_backward;
+  if (width == 16) backward = width16::conv_ffn_backward;
+#endif
+  const long hidden = weights->hidden, channels = tiles->channels, size = weights->kernel_size;
+  const long count = 2 * channels * hidden + (size * size + 2) * hidden + channels;
+  share_out(threads, tiles->count(), [&](long task, int thread) {
+    backward(tiles->image_of(*x, task), tiles->tile(task), *weights,
+             tiles->image_of(*grad_out, task), tiles->image_of(*grad_x, task),
+             grads + thread * count);
   });
 }
 

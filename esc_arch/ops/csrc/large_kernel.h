@@ -93,9 +93,7 @@ void convolve(int kernel_size, const Image& image, const Tile& tile, const float
   Scratch scratch;
   float* taps_packed = scratch.floats(at.depth * channels);
   float* kernel_packed = scratch.floats(9 * channels);
-  float* no_bias = scratch.floats(channels);
   float* sums = scratch.floats(FOLD_PIXELS * channels);
-  std::memset(no_bias, 0, sizeof(float) * channels);
   std::memset(taps_packed, 0, sizeof(float) * at.depth * channels);
   std::memset(kernel_packed, 0, sizeof(float) * 9 * channels);
   for (int tap = 0; tap < at.taps; ++tap)
@@ -108,7 +106,7 @@ void convolve(int kernel_size, const Image& image, const Tile& tile, const float
   fold(at, image, tile, FOLD_PIXELS,
        [&](const Ring& ring, int row, int column, int count, const float* folded) {
          depthwise(ring.kernel_rows(1, column).data(), 3, count, channels, kernel_packed,
-                   no_bias, sums);
+                   nullptr, sums);
          multiply(count, channels, at.depth, folded, at.depth, 1, taps_packed, channels, sums,
                   channels, Sum(sums, channels));
          for (int i = 0; i < count; ++i)
@@ -137,16 +135,8 @@ void convolve_backward(int kernel_size, const Image& image, const Tile& tile, co
                        sizeof(float) * at.channels);
          multiply(at.depth, channels, count, folded, 1, at.depth, grads, channels, taps_sums,
                   channels, Sum(taps_sums, channels));
-         for (int dy = -1; dy <= 1; ++dy)
-           for (int dx = -1; dx <= 1; ++dx)
-             for (int c = 0; c < channels; c += WIDTH) {
-               float* to = kernel_sums + (3 * dy + dx + 4) * channels + c;
-               Vec total = load(to);
-               for (int i = 0; i < count; ++i)
-                 total += load(ring.at(dy, column + i + dx) + c) *
-                          load(grads + i * channels + c);
-               store(to, total);
-             }
+         depthwise_weights(ring.kernel_rows(1, column).data(), 3, count, channels, grads,
+                           kernel_sums);
        });
   for (int tap = 0; tap < at.taps; ++tap)
     for (int in = 0; in < at.channels; ++in)

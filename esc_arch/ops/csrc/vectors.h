@@ -44,9 +44,9 @@ inline Vec exp2(Vec x) {
   return reinterpret_cast<const Vec&>(bits);
 }
 
-// x Phi(x), Phi the normal distribution: x (1/2 + x P(x^2) / Q(x^2)) with a relative error of 3e-7.
-// Coefficients: own minimax fit of (Phi(x) - 1/2) / x on [0, 5.6], where Phi is within 1e-8 of 1.
-inline Vec gelu(Vec x) {
+// The normal distribution function Phi, with an absolute error of 3e-8: 1/2 + x P(x^2) / Q(x^2).
+// Coefficients: own minimax fit on [0, 5.6], where Phi is within 1e-8 of 1.
+inline Vec normal(Vec x) {
   const Vec inner = larger(broadcast(-5.6f), -larger(broadcast(-5.6f), -x));
   const Vec square = inner * inner;
   Vec above = broadcast(2.21453991e-08f);
@@ -61,7 +61,14 @@ inline Vec gelu(Vec x) {
   below = below * square + 2.89399873e-02f;
   below = below * square + 2.52833405e-01f;
   below = below * square + 1.f;
-  return x * (inner * above / below + 0.5f);
+  return inner * above / below + 0.5f;
+}
+
+inline Vec gelu(Vec x) { return x * normal(x); }
+
+// The derivative of gelu, Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi).
+inline Vec gelu_slope(Vec x) {
+  return normal(x) + x * 0.398942280f * exp2(x * x * (-0.5f * LOG2_E));
 }
 
 // What a tile of products starts from, and what becomes of it.
@@ -140,7 +147,7 @@ void multiply(int rows, int columns, int depth, const float* a, long a_row, long
 }
 
 // A depthwise convolution of `count` pixels in a row: `to` (count, channels) from the rows that the
-// kernel (SIZE, SIZE, channels) covers.
+// kernel (SIZE, SIZE, channels) covers. No bias if that is null.
 template <int SIZE>
 void depthwise_of(const float* const* rows, int count, int channels, const float* kernel,
                   const float* bias, float* to) {
@@ -148,7 +155,7 @@ void depthwise_of(const float* const* rows, int count, int channels, const float
     Vec weights[SIZE * SIZE];
 #pragma GCC unroll 9
     for (int i = 0; i < SIZE * SIZE; ++i) weights[i] = load(kernel + i * channels + c);
-    const Vec start = load(bias + c);
+    const Vec start = bias ? load(bias + c) : Vec{};
     for (int i = c; i < count * channels; i += channels) {
       Vec total = start;
 #pragma GCC unroll 3
@@ -166,11 +173,40 @@ inline void depthwise(const float* const* rows, int size, int count, int channel
                       const float* kernel, const float* bias, float* to) {
   if (size == 3) return depthwise_of<3>(rows, count, channels, kernel, bias, to);
   for (int i = 0; i < count * channels; i += WIDTH) {
-    Vec total = load(bias + i % channels);
+    Vec total = bias ? load(bias + i % channels) : Vec{};
     for (int y = 0; y < size; ++y)
       for (int x = 0; x < size; ++x)
         total += load(rows[y] + i + x * channels) *
                  load(kernel + (y * size + x) * channels + i % channels);
     store(to + i, total);
+  }
+}
+
+// Adds the gradient of a depthwise convolution's kernel (size, size, channels), from the gradient of
+// `count` pixels in a row, and the rows that the kernel covered.
+inline void depthwise_weights(const float* const* rows, int size, int count, int channels,
+                              const float* grads, float* grad_kernel) {
+  for (int y = 0; y < size; ++y)
+    for (int x = 0; x < size; ++x)
+      for (int c = 0; c < channels; c += WIDTH) {
+        const float* row = rows[y] + x * channels + c;
+        float* to = grad_kernel + (y * size + x) * channels + c;
+        Vec total = load(to), other{};  // Two sums, for one to wait less for the other.
+        int i = 0;
+        for (; i + 2 <= count; i += 2) {
+          total += load(row + i * channels) * load(grads + i * channels + c);
+          other += load(row + (i + 1) * channels) * load(grads + (i + 1) * channels + c);
+        }
+        if (i < count) total += load(row + i * channels) * load(grads + i * channels + c);
+        store(to, total + other);
+      }
+}
+
+// Adds up `count` rows of `columns`.
+inline void add_rows(int count, int columns, const float* rows, long stride, float* to) {
+  for (int c = 0; c < columns; c += WIDTH) {
+    Vec total = load(to + c);
+    for (int i = 0; i < count; ++i) total += load(rows + i * stride + c);
+    store(to + c, total);
   }
 }

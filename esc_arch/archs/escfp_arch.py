@@ -13,6 +13,7 @@ from esc_arch.archs.layers import Block, LayerNorm, convert_to_img_scale
 from esc_arch.archs.options import require_odd, require_positive_int, require_ratio
 from esc_arch.errors import UserError
 from esc_arch.ops.geometry import embed_kernel
+from esc_arch.ops.large_kernel import separable_dynamic_conv
 
 
 class SeparableDynamicConv(nn.Module):
@@ -33,13 +34,10 @@ class SeparableDynamicConv(nn.Module):
 
     def forward(self, x: Tensor, lk_channel: Tensor, lk_spatial: Tensor) -> Tensor:
         """Convolve (B, C, H, W) with (C, C, 1, 1), then with (C, 1, K, K) and each sample's 3x3."""
-        batch, channels, height, width = x.shape
-        kernel_size = lk_spatial.shape[-1]
-        dynamic = embed_kernel(self.proj(x).reshape(batch, channels, 1, 3, 3), kernel_size)
-        kernels = (lk_spatial + dynamic).flatten(0, 1)
-        mixed = F.conv2d(x, lk_channel).reshape(1, batch * channels, height, width)
-        out = F.conv2d(mixed, kernels, padding=kernel_size // 2, groups=batch * channels)
-        return out.view(batch, channels, height, width)
+        batch, channels = x.shape[:2]
+        dynamic = self.proj(x).view(batch, channels, 3, 3)
+        kernels = lk_spatial.squeeze(1) + embed_kernel(dynamic, lk_spatial.shape[-1])
+        return separable_dynamic_conv(F.conv2d(x, lk_channel), kernels)
 
 
 class SeparableConvAttn(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_arch.archs.flash_window_attn_arch import FlashWindowAttn
-from esc_arch.ops.conv_ffn import conv_ffn
+from esc_arch.ops.conv_ffn import can_fuse, fused_conv_ffn
 
 
 class LayerNorm(nn.LayerNorm):
@@ -44,7 +44,11 @@ class ConvFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         layers = (self.proj, self.dwc, self.aggr)
-        return conv_ffn(x, *(weight for layer in layers for weight in (layer.weight, layer.bias)))
+        if can_fuse(x, *layers):
+            return fused_conv_ffn(x, *(w for layer in layers for w in (layer.weight, layer.bias)))
+        x = F.gelu(self.proj(x))
+        x = x + F.gelu(self.dwc(x))
+        return self.aggr(x)
 
 
 class Block(nn.Module):

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from esc_arch.bench.measure import Prepared
 from esc_arch.checkpoint_io import load_state, select_params
 from esc_arch.complexity import count_flops, extrapolate_flops
 from esc_arch.errors import UserError
+from esc_arch.ops import cpu_kernels
 from esc_arch.ops.attention import ATTN_TYPES, canonical_attn_type
 from esc_arch.ops.windows import pad_to_multiple
 
@@ -123,6 +125,10 @@ class Spec:
         name = Path(self.name).stem if _is_option_file(self.name) else self.name
         parts = [name, self.attn_type, self.dtype if self.dtype != "float32" else None]
         return ":".join([p for p in parts if p] + (["compile"] if self.compile else []))
+
+    def kernels(self) -> AbstractContextManager[None]:
+        """Switch our CPU kernels off where `Naive` stands for the formulas as written."""
+        return cpu_kernels.switched_off() if self.attn_type == "Naive" else nullcontext()
 
     @property
     def has_attn_type(self) -> bool:
@@ -369,7 +375,12 @@ class NetworkJob:
             "precision": precision,
             "parameters": sum(p.numel() for p in super_resolver.network.parameters()),
         }
-        return Prepared(lambda: super_resolver(x), facts)
+
+        def run() -> None:
+            with self.spec.kernels():
+                super_resolver(x)
+
+        return Prepared(run, facts)
 
 
 @dataclass

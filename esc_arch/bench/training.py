@@ -79,7 +79,8 @@ class TrainingJob:
 
         def step() -> None:
             model.feed_data({"lq": lq, "gt": gt})
-            model.optimize_parameters(1)
+            with self.spec.kernels():
+                model.optimize_parameters(1)
 
         parameters = sum(p.numel() for p in model.net_g.parameters())
         precision = self.spec.dtype

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,44 +11,27 @@ from esc_arch.ops import cpu_kernels
 
 # Rows and columns.
 TILE = (32, 64)
-TILE_BACKWARD = (32, 32)
+TILE_BACKWARD = (32, 64)
 # Channels must be a multiple of the widest vector.
 MULTIPLE = 16
 
 
-def conv_ffn(
-    x: Tensor,
-    proj: Tensor,
-    proj_bias: Tensor,
-    dwc: Tensor,
-    dwc_bias: Tensor,
-    aggr: Tensor,
-    aggr_bias: Tensor,
-) -> Tensor:
-    """Compute aggr(h + GELU(dwc(h))) with h = GELU(proj(x)).
-
-    On the CPU in float32 our own function runs, if it was built: no more than a few rows of the
-    hidden channels exist at any time. Its backward computes them again.
+def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
+    """Tell whether `fused_conv_ffn` can stand for the layers of a ConvFFN.
 
     Args:
         x: Features (B, C, H, W).
-        proj: Weights of a 1x1 convolution (hidden, C, 1, 1).
-        proj_bias: (hidden,).
-        dwc: Weights of a depthwise convolution (hidden, 1, k, k), k odd, zero padding.
-        dwc_bias: (hidden,).
-        aggr: Weights of a 1x1 convolution (C, hidden, 1, 1).
-        aggr_bias: (C,).
-
-    Returns:
-        (B, C, H, W).
+        layers: Its convolutions. One that is wrapped or has hooks must be called itself.
     """
-    inputs = (x, proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
-    if x.shape[1] % MULTIPLE == 0 and cpu_kernels.can_run(*inputs):
-        return fused_conv_ffn(*inputs)
-    hidden = proj.shape[0]
-    x = F.gelu(F.conv2d(x, proj, proj_bias))
-    x = x + F.gelu(F.conv2d(x, dwc, dwc_bias, padding=dwc.shape[-1] // 2, groups=hidden))
-    return F.conv2d(x, aggr, aggr_bias)
+    plain = all(type(layer) is nn.Conv2d and not _has_hooks(layer) for layer in layers)
+    if not plain or x.shape[1] % MULTIPLE:
+        return False
+    return cpu_kernels.can_run(x, *(weight for layer in layers for weight in layer.parameters()))
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
+    return any(hooks) or bool(layer._backward_pre_hooks)
 
 
 @torch.library.custom_op("esc::conv_ffn", mutates_args=(), device_types="cpu")
@@ -60,7 +44,23 @@ def fused_conv_ffn(
     aggr: Tensor,
     aggr_bias: Tensor,
 ) -> Tensor:
-    """Compute `conv_ffn` for float32 and C a multiple of 16; arguments as there."""
+    """Compute aggr(h + GELU(dwc(h))) with h = GELU(proj(x)).
+
+    No more than a few rows of the hidden channels h exist at any time; the backward computes them
+    again.
+
+    Args:
+        x: Features (B, C, H, W), float32, C a multiple of 16.
+        proj: Weights of a 1x1 convolution (hidden, C, 1, 1).
+        proj_bias: (hidden,).
+        dwc: Weights of a depthwise convolution (hidden, 1, k, k), k odd, zero padding.
+        dwc_bias: (hidden,).
+        aggr: Weights of a 1x1 convolution (C, hidden, 1, 1).
+        aggr_bias: (C,).
+
+    Returns:
+        (B, C, H, W), channels last.
+    """
     x = cpu_kernels.channels_last(x)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     weights, packed = _pack(proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)

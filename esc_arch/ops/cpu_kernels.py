@@ -4,15 +4,21 @@ They are compiled when the package is installed, where there is a C++ compiler; 
 package works the same through torch's own operations, only slower.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 # What a thread should at least have to do, in multiply-adds, to be worth waking.
 MULTIPLY_ADDS_PER_THREAD = 2**18
+
+
+_off: ContextVar[bool] = ContextVar("_off", default=False)
 
 
 class CTensor(ctypes.Structure):
@@ -85,6 +91,8 @@ def library() -> ctypes.CDLL | None:
         "window_attention_backward": [*attention, *[tensor] * 4, pointer],
         "convolve": [*convolution, pointer, pointer, tensor],
         "convolve_backward": [*convolution, tensor, pointer, pointer],
+        "convolve_depthwise": [*convolution, pointer, tensor],
+        "convolve_depthwise_backward": [*convolution, tensor, pointer],
         "conv_ffn": [*conv_ffn, tensor],
         "conv_ffn_backward": [*conv_ffn, tensor, tensor, pointer],
     }.items():
@@ -101,7 +109,18 @@ def is_built() -> bool:
 
 def is_usable() -> bool:
     """Tell whether the functions are there and may be called: no trace or export can hold them."""
-    return is_built() and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
+    in_graph = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return is_built() and not in_graph and not _off.get()
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """Make `is_usable` say no, so that torch's own operations run."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
 
 
 def can_run(*tensors: Tensor) -> bool:

@@ -102,6 +102,7 @@ namespace width4 {
 #define WIDTH 4
 #include "vectors.h"
 #include "window_attention.h"
+#include "depthwise.h"
 #include "large_kernel.h"
 #include "conv_ffn.h"
 #undef WIDTH
@@ -115,6 +116,7 @@ namespace width8 {
 #define WIDTH 8
 #include "vectors.h"
 #include "window_attention.h"
+#include "depthwise.h"
 #include "large_kernel.h"
 #include "conv_ffn.h"
 #undef WIDTH
@@ -126,6 +128,7 @@ namespace width16 {
 #define WIDTH 16
 #include "vectors.h"
 #include "window_attention.h"
+#include "depthwise.h"
 #include "large_kernel.h"
 #include "conv_ffn.h"
 #undef WIDTH
@@ -266,6 +269,38 @@ void esc_convolve_backward(int width, int threads, int kernel_size, const EscTil
              tiles->image_of(*grad_out, task),
              grad_taps + thread * (side * (side + 1) / 2) * channels * channels,
              grad_kernels + (long(thread) * tiles->batch + tiles->image(task)) * 9 * channels);
+  });
+}
+
+// `kernels` is (B, C, K, K).
+void esc_convolve_depthwise(int width, int threads, int kernel_size, const EscTiles* tiles,
+                            const EscTensor* x, const float* kernels, const EscTensor* out) {
+  auto* convolve = width4::convolve_depthwise;
+#ifdef HAS_WIDER
+  if (width == 8) convolve = width8::convolve_depthwise;
+  if (width == 16) convolve = width16::convolve_depthwise;
+#endif
+  const long kernel = long(kernel_size) * kernel_size * tiles->channels;
+  share_out(threads, tiles->count(), [&](long task, int) {
+    convolve(kernel_size, tiles->image_of(*x, task), tiles->tile(task),
+             kernels + tiles->image(task) * kernel, tiles->image_of(*out, task));
+  });
+}
+
+// Each thread's own sums: `grad_kernels` (threads, B, C, K, K).
+void esc_convolve_depthwise_backward(int width, int threads, int kernel_size,
+                                     const EscTiles* tiles, const EscTensor* x,
+                                     const EscTensor* grad_out, float* grad_kernels) {
+  auto* backward = width4::convolve_depthwise_backward;
+#ifdef HAS_WIDER
+  if (width == 8) backward = width8::convolve_depthwise_backward;
+  if (width == 16) backward = width16::convolve_depthwise_backward;
+#endif
+  const long kernel = long(kernel_size) * kernel_size * tiles->channels;
+  share_out(threads, tiles->count(), [&](long task, int thread) {
+    backward(kernel_size, tiles->image_of(*x, task), tiles->tile(task),
+             tiles->image_of(*grad_out, task),
+             grad_kernels + (long(thread) * tiles->batch + tiles->image(task)) * kernel);
   });
 }
 

@@ -1,5 +1,5 @@
 // ConvAttn's convolution: a full K x K kernel that the group D4 leaves alone, plus a depthwise 3x3
-// kernel of each image's own. Included after vectors.h, for each width.
+// kernel of each image's own. Included after depthwise.h, for each width.
 //
 // The kernel's mirror images have one weight, so the pixels they weigh are added before they are
 // multiplied: with K = 13, 28 products in place of 169 for each pair of channels. Nothing is
@@ -53,10 +53,7 @@ void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block,
   float* vertical = scratch.floats((reach + 1) * across);
   float* folded = scratch.floats(block * at.depth);
   for (int row = tile.row; row < tile.row_end; ++row) {
-    ring.advance([&](int row, int first, int last, float* to) {
-      for (int column = first; column < last; ++column, to += at.padded_channels)
-        std::memcpy(to, image.pixel(row, column), sizeof(float) * at.channels);
-    });
+    ring.advance(copy_pixels(image, at.padded_channels));
     std::memcpy(vertical, ring.at(0, -reach), sizeof(float) * across);
     for (int e = 1; e <= reach; ++e)
       add_pixels<2>(1, across, ring.at(-e, -reach), ring.at(e, -reach), nullptr,
@@ -85,23 +82,20 @@ void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block,
   }
 }
 
-// `taps` (taps, channels in, channels out) and `kernel` (channels, 3, 3) of this image, or null.
+// `taps` (taps, channels in, channels out) and `kernel` (channels, 3, 3) of this image.
 void convolve(int kernel_size, const Image& image, const Tile& tile, const float* taps,
               const float* kernel, const Image& out) {
   const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
   const int channels = at.padded_channels;
   Scratch scratch;
   float* taps_packed = scratch.floats(at.depth * channels);
-  float* kernel_packed = scratch.floats(9 * channels);
+  const float* kernel_packed = pack_depthwise(kernel, 3, at.channels, channels, scratch);
   float* sums = scratch.floats(FOLD_PIXELS * channels);
   std::memset(taps_packed, 0, sizeof(float) * at.depth * channels);
-  std::memset(kernel_packed, 0, sizeof(float) * 9 * channels);
   for (int tap = 0; tap < at.taps; ++tap)
     for (int c = 0; c < at.channels; ++c)
       std::memcpy(taps_packed + (tap * channels + c) * channels,
                   taps + (tap * at.channels + c) * at.channels, sizeof(float) * at.channels);
-  for (int c = 0; c < at.channels; ++c)
-    for (int i = 0; i < 9; ++i) kernel_packed[i * channels + c] = kernel[c * 9 + i];
 
   fold(at, image, tile, FOLD_PIXELS,
        [&](const Ring& ring, int row, int column, int count, const float* folded) {
@@ -143,6 +137,5 @@ void convolve_backward(int kernel_size, const Image& image, const Tile& tile, co
       for (int c = 0; c < at.channels; ++c)
         grad_taps[(tap * at.channels + in) * at.channels + c] +=
             taps_sums[(tap * channels + in) * channels + c];
-  for (int c = 0; c < at.channels; ++c)
-    for (int i = 0; i < 9; ++i) grad_kernel[c * 9 + i] += kernel_sums[i * channels + c];
+  add_unpacked(kernel_sums, 3, at.channels, channels, grad_kernel);
 }

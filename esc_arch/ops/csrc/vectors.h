@@ -168,18 +168,42 @@ void depthwise_of(const float* const* rows, int count, int channels, const float
   }
 }
 
-// The same for any size of the kernel.
+// The same for COUNT pixels and any size of the kernel.
+template <int COUNT>
+void depthwise_block(const float* const* rows, int size, int channels, const float* kernel,
+                     const float* bias, float* to) {
+  for (int c = 0; c < channels; c += WIDTH) {
+    Vec totals[COUNT];
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) totals[i] = bias ? load(bias + c) : Vec{};
+    const float* weights = kernel + c;
+    for (int y = 0; y < size; ++y) {
+      const float* from = rows[y] + c;
+      for (int x = 0; x < size; ++x, from += channels, weights += channels) {
+        const Vec weight = load(weights);
+#pragma GCC unroll 8
+        for (int i = 0; i < COUNT; ++i) totals[i] += load(from + i * channels) * weight;
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) store(to + i * channels + c, totals[i]);
+  }
+}
+
+// The same for any number of pixels.
 inline void depthwise(const float* const* rows, int size, int count, int channels,
                       const float* kernel, const float* bias, float* to) {
   if (size == 3) return depthwise_of<3>(rows, count, channels, kernel, bias, to);
-  for (int i = 0; i < count * channels; i += WIDTH) {
-    Vec total = bias ? load(bias + i % channels) : Vec{};
-    for (int y = 0; y < size; ++y)
-      for (int x = 0; x < size; ++x)
-        total += load(rows[y] + i + x * channels) *
-                 load(kernel + (y * size + x) * channels + i % channels);
-    store(to + i, total);
-  }
+  std::vector<const float*> from(rows, rows + size);
+  int i = 0;
+  const auto advance = [&](int pixels) {
+    for (const float*& row : from) row += pixels * channels;
+    i += pixels;
+  };
+  for (; i + 8 <= count; advance(8))
+    depthwise_block<8>(from.data(), size, channels, kernel, bias, to + i * channels);
+  for (; i < count; advance(1))
+    depthwise_block<1>(from.data(), size, channels, kernel, bias, to + i * channels);
 }
 
 // Adds the gradient of a depthwise convolution's kernel (size, size, channels), from the gradient of

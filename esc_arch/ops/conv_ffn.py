@@ -141,7 +141,7 @@ def fused_conv_ffn_backward(
         for grad, weight in zip(columns, (proj, proj_bias, dwc, dwc_bias), strict=True)
     ]
     grads += [aggr_columns[:hidden].t().reshape(aggr.shape), grad_aggr_bias]
-    return grad_x, *(grad.clone() for grad in grads)
+    return grad_x, *(grad.clone(memory_format=torch.contiguous_format) for grad in grads)
 
 
 @fused_conv_ffn_backward.register_fake

@@ -34,7 +34,7 @@ def long_range_dynamic_conv(x: Tensor, large_kernel: Tensor, kernels: Tensor) ->
     if cpu_kernels.can_run(x, large_kernel, kernels):
         return symmetric_conv(x, distinct_taps(large_kernel), kernels, kernel_size)
     # A trace serves any batch, so it must not take what is for one image only.
-    if batch == 1 and kernel_size >= 3 and not torch.jit.is_tracing():
+    if not torch.jit.is_tracing() and batch == 1 and kernel_size >= 3:
         identity = torch.eye(channels, dtype=x.dtype, device=x.device)[:, :, None, None]
         dynamic = embed_kernel(kernels.view(channels, 1, 3, 3), kernel_size)
         return F.conv2d(x, large_kernel + identity * dynamic, padding=padding)

@@ -4,23 +4,22 @@ import shutil
 
 import pytest
 import torch
+from kernel_checks import force, needs_kernels, relative_error
 
 from esc_arch.ops import cpu_kernels, fused_attention
-from esc_arch.ops.attention import naive, window_attention
-
-needs_kernel = pytest.mark.skipif(
-    not cpu_kernels.is_built(), reason="installed without a C++ compiler"
+from esc_arch.ops.attention import (
+    feature_attention,
+    naive,
+    wants_whole_windows,
+    window_attention,
 )
+from esc_arch.ops.windows import pad_to_multiple
 
 
 def test_the_kernel_is_built_where_there_is_a_compiler():
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     assert cpu_kernels.is_built()
-
-
-def relative_error(value, expected):
-    return ((value.double() - expected).norm() / expected.norm()).item()
 
 
 def inputs(windows, heads, w, dim, seed=0):
@@ -33,7 +32,7 @@ def inputs(windows, heads, w, dim, seed=0):
     return [*leaves, table.requires_grad_()], grad
 
 
-@needs_kernel
+@needs_kernels
 @pytest.mark.parametrize("width", [4, 8, 16])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
@@ -51,11 +50,7 @@ def inputs(windows, heads, w, dim, seed=0):
 def test_it_computes_the_formula_and_its_gradients(
     windows, heads, w, dim, width, threads, monkeypatch
 ):
-    if width > cpu_kernels.vector_width():
-        pytest.skip(f"this machine has no vectors of {width} floats")
-    monkeypatch.setattr(cpu_kernels, "vector_width", lambda: width)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(cpu_kernels, "MULTIPLY_ADDS_PER_THREAD", 1)
+    force(monkeypatch, width, threads)
     leaves, grad = inputs(windows, heads, w, dim)
     wide = [t.detach().double().requires_grad_() for t in leaves]
     expected = naive(*wide, w)
@@ -68,7 +63,7 @@ def test_it_computes_the_formula_and_its_gradients(
     assert torch.equal(window_attention(*leaves, w, "Fused"), out)
 
 
-@needs_kernel
+@needs_kernels
 def test_large_scores_neither_overflow_nor_vanish():
     leaves, _ = inputs(1, 2, 8, 16)
     q, k, v, table = (t.detach() for t in leaves)
@@ -78,7 +73,7 @@ def test_large_scores_neither_overflow_nor_vanish():
         assert relative_error(out, expected) < 1e-5 * factor
 
 
-@needs_kernel
+@needs_kernels
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_hidden(value):
     leaves, _ = inputs(1, 1, 8, 16)
@@ -88,7 +83,7 @@ def test_what_is_not_finite_is_not_hidden(value):
         assert not window_attention(*changed, 8, "Fused").isfinite().all()
 
 
-@needs_kernel
+@needs_kernels
 def test_the_operators_declare_themselves_to_torch_as_they_are():
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(2, 16, 8, 4, generator=generator) for _ in range(4))
@@ -98,3 +93,48 @@ def test_the_operators_declare_themselves_to_torch_as_they_are():
     out, log_sums = fused_attention.window_attention_forward(*leaves, 4)
     tensors = [t.detach() for t in (*leaves, out, log_sums, grad)]
     torch.library.opcheck(fused_attention.window_attention_backward, (*tensors, 4))
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [(32, 32), (37, 50), (5, 3), (1, 1), (64, 33)])
+def test_windows_of_feature_maps_are_completed_by_reflection(size):
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+    qkv = torch.randn(2, height, width, 3 * 24, generator=generator).permute(0, 3, 1, 2)
+    table = torch.randn(3, 63**2, generator=generator)
+    q, k, v = qkv.chunk(3, dim=1)
+    with torch.no_grad():
+        assert not wants_whole_windows(q, "Auto")
+        out = feature_attention(q, k, v, table, 32)
+        assert wants_whole_windows(q, "Naive")
+        padded = [pad_to_multiple(x.double(), 32) for x in (q, k, v)]
+        expected = feature_attention(*padded, table.double(), 32, "Naive")
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(out, expected[..., :height, :width]) < 2e-6
+
+
+@needs_kernels
+def test_gradients_want_whole_windows():
+    q = torch.randn(1, 8, 6, 8, requires_grad=True)
+    table = torch.randn(2, 49)
+    assert wants_whole_windows(q, "Auto")
+    out, _ = fused_attention.window_attention_forward(q, q, q, table, 4)
+    with pytest.raises(ValueError, match="whole windows of 4"):
+        out.sum().backward()
+
+
+@needs_kernels
+def test_scores_whose_bound_is_far_above_them_are_weighed_by_the_largest():
+    # |q| |k| says 200 where no score is above 0, so 2^(score - 200) would be nothing.
+    w = 8
+    q = torch.zeros(1, 2, w, w)
+    q[:, 0] = 200.0
+    k = torch.zeros(1, 2, w, w)
+    k[:, 1] = 1.0
+    k[0, 0, 3, 3] = -1.0
+    v = torch.randn(1, 2, w, w, generator=torch.Generator().manual_seed(0))
+    table = torch.zeros(1, (2 * w - 1) ** 2)
+    with torch.no_grad():
+        out = feature_attention(q, k, v, table, w)
+        expected = feature_attention(*(t.double() for t in (q, k, v, table)), w, "Naive")
+    assert relative_error(out, expected) < 2e-6

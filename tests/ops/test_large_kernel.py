@@ -1,0 +1,131 @@
+"""ConvAttn's convolutions against torch's in float64."""
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_checks import assert_computes, force, needs_kernels
+
+from esc_arch.ops import cpu_kernels, large_kernel
+from esc_arch.ops.geometry import d4_mean
+from esc_arch.ops.large_kernel import (
+    distinct_taps,
+    long_range_dynamic_conv,
+    separable_dynamic_conv,
+)
+
+SHAPES = [
+    (2, 16, 37, 70, 13),  # more than a tile, ESC's channels
+    (1, 8, 5, 3, 7),  # smaller than the kernel
+    (1, 20, 33, 130, 5),  # channels that are no multiple of a vector
+    (3, 3, 1, 1, 13),
+    (1, 16, 20, 20, 1),
+    (2, 5, 18, 65, 3),
+]
+
+
+def random_inputs(batch, channels, height, width, kernel_size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, height, width, 2 * channels, generator=generator)
+    weights = torch.randn(channels, channels, kernel_size, kernel_size, generator=generator)
+    kernels = torch.randn(batch, channels, 3, 3, generator=generator)
+    # The first half of the channels, side by side, as ConvAttn takes them.
+    return x.permute(0, 3, 1, 2)[:, :channels], weights, kernels
+
+
+def each_image_by_itself(x, weights, kernels):
+    """The formula, with the kernel made symmetric by hand."""
+    turned = [torch.rot90(w, k, (2, 3)) for w in (weights, weights.flip(3)) for k in range(4)]
+    symmetric = sum(turned) / 8
+    padding = weights.shape[-1] // 2
+    images = [
+        F.conv2d(image[None], symmetric, padding=padding)
+        + F.conv2d(image[None], kernel[:, None], padding=1, groups=len(image))
+        for image, kernel in zip(x, kernels, strict=True)
+    ]
+    return torch.cat(images)
+
+
+def ours(x, weights, kernels):
+    return long_range_dynamic_conv(x, d4_mean(weights), kernels)
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_kernel_computes_the_formula_and_its_gradients(shape, width, threads, monkeypatch):
+    force(monkeypatch, width, threads)
+    assert_computes(ours, each_image_by_itself, random_inputs(*shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torchs_convolutions_compute_the_formula_and_its_gradients(shape):
+    with cpu_kernels.switched_off():
+        assert_computes(ours, each_image_by_itself, random_inputs(*shape))
+
+
+def test_a_symmetric_kernel_of_13_has_28_weights():
+    kernel = d4_mean(torch.randn(4, 3, 13, 13))
+    taps = distinct_taps(kernel)
+    assert taps.shape == (28, 3, 4)
+    away = torch.arange(-6, 7).abs()
+    near = torch.minimum(away[:, None], away)
+    far = torch.maximum(away[:, None], away)
+    pairs = [(e, d) for e in range(7) for d in range(e, 7)]
+    for tap, (e, d) in zip(taps, pairs, strict=True):
+        alike = kernel[:, :, (near == e) & (far == d)]
+        torch.testing.assert_close(alike, tap.t()[..., None].expand_as(alike))
+
+
+def depthwise_of_each_image(x, kernels):
+    images = [
+        F.conv2d(image[None], kernel[:, None], padding=kernel.shape[-1] // 2, groups=len(image))
+        for image, kernel in zip(x, kernels, strict=True)
+    ]
+    return torch.cat(images)
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_depthwise_kernel_computes_the_formula_and_its_gradients(
+    shape, width, threads, monkeypatch
+):
+    force(monkeypatch, width, threads)
+    x = random_inputs(*shape)[0]
+    generator = torch.Generator().manual_seed(2)
+    kernels = torch.randn(*x.shape[:2], shape[-1], shape[-1], generator=generator)
+    assert_computes(separable_dynamic_conv, depthwise_of_each_image, [x, kernels])
+    with cpu_kernels.switched_off():
+        assert_computes(separable_dynamic_conv, depthwise_of_each_image, [x, kernels])
+
+
+@needs_kernels
+def test_the_kernels_run_for_float32_alone_and_never_in_a_trace():
+    inputs = random_inputs(1, 16, 8, 8, 5)
+    with mock.patch.object(large_kernel, "symmetric_conv", wraps=large_kernel.symmetric_conv) as op:
+        ours(*inputs)
+        assert op.call_count == 1
+        ours(*(t.double() for t in inputs))
+        with torch.autocast("cpu", torch.bfloat16):
+            ours(*inputs)
+        traced = torch.jit.trace(ours, inputs, check_trace=False)
+        with cpu_kernels.switched_off():
+            ours(*inputs)
+        assert op.call_count == 1
+    assert "esc::" not in str(traced.graph)
+
+
+@needs_kernels
+def test_the_operators_declare_themselves_to_torch_as_they_are():
+    x, weights, kernels = random_inputs(2, 4, 6, 5, 5)
+    taps = distinct_taps(d4_mean(weights))
+    leaves = [t.detach().requires_grad_() for t in (x, taps, kernels)]
+    grad = torch.randn(2, 4, 6, 5)
+    torch.library.opcheck(large_kernel.symmetric_conv, (*leaves, 5))
+    torch.library.opcheck(large_kernel.symmetric_conv_weight, (x, grad, 5))
+    torch.library.opcheck(large_kernel.depthwise_conv, (leaves[0], leaves[2]))
+    torch.library.opcheck(large_kernel.depthwise_conv_weight, (x, grad, 3))

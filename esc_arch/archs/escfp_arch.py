@@ -54,11 +54,11 @@ class SeparableConvAttn(nn.Module):
         self.plk = SeparableDynamicConv(pdim)
         self.aggr = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, lk_channel: Tensor, lk_spatial: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
+    def forward(self, x: Tensor, lk_channel: Tensor, lk_spatial: Tensor, skip: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape, and add `skip`."""
         convolved, rest = x.split((self.pdim, x.shape[1] - self.pdim), dim=1)
         convolved = self.plk(convolved, lk_channel, lk_spatial)
-        return self.aggr(torch.cat([convolved, rest], dim=1))
+        return self.aggr(torch.cat([convolved, rest], dim=1)) + skip
 
 
 @ARCH_REGISTRY.register()

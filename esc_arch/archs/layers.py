@@ -57,7 +57,7 @@ class Block(nn.Module):
     Args:
         dim: Number of channels C.
         conv_blocks: Number of ConvAttn.
-        conv_attn: Makes a ConvAttn, which is called as `conv_attn(x, *large_kernels)`.
+        conv_attn: Makes a ConvAttn, which is called as `conv_attn(x, *large_kernels, skip=...)`.
         window_size: Side of the attention windows in pixels.
         num_heads: Number of attention heads.
         exp_ratio: Hidden channels of the ConvFFN before each ConvAttn, over `dim`.
@@ -99,7 +99,7 @@ class Block(nn.Module):
         x = self.proj(self.ln_proj(x))
         x = x + self.attn(self.ln_attn(x))
         for ln, convffn, pconv in zip(self.lns, self.convffns, self.pconvs, strict=True):
-            x = x + pconv(convffn(ln(x)), *large_kernels)
+            x = pconv(convffn(ln(x)), *large_kernels, skip=x)
         return self.conv_out(self.ln_out(x)) + skip
 
 

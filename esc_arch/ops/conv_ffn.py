@@ -12,8 +12,6 @@ from esc_arch.ops import cpu_kernels
 # Rows and columns.
 TILE = (32, 64)
 TILE_BACKWARD = (32, 64)
-# Channels must be a multiple of the widest vector.
-MULTIPLE = 16
 
 
 def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
@@ -23,15 +21,9 @@ def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
         x: Features (B, C, H, W).
         layers: Its convolutions. One that is wrapped or has hooks must be called itself.
     """
-    plain = all(type(layer) is nn.Conv2d and not _has_hooks(layer) for layer in layers)
-    if not plain or x.shape[1] % MULTIPLE:
+    if not cpu_kernels.can_replace(*layers) or x.shape[1] % cpu_kernels.MULTIPLE:
         return False
     return cpu_kernels.can_run(x, *(weight for layer in layers for weight in layer.parameters()))
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
-    return any(hooks) or bool(layer._backward_pre_hooks)
 
 
 @torch.library.custom_op("esc::conv_ffn", mutates_args=(), device_types="cpu")
@@ -84,7 +76,7 @@ def _pack(
         The tensors, which must outlive the other: their description.
     """
     hidden = proj.shape[0]
-    padding = -hidden % MULTIPLE
+    padding = -hidden % cpu_kernels.MULTIPLE
     columns = [
         F.pad(weight.reshape(hidden, -1).t(), (0, padding))
         for weight in (proj, proj_bias, dwc, dwc_bias, dwc.flip(2, 3))

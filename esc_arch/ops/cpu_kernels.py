@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 # What a thread should at least have to do, in multiply-adds, to be worth waking.
 MULTIPLY_ADDS_PER_THREAD = 2**18
+# Where channels are read and written in place they must fill the widest vectors.
+MULTIPLE = 16
 
 
 _off: ContextVar[bool] = ContextVar("_off", default=False)
@@ -91,6 +94,7 @@ def library() -> ctypes.CDLL | None:
         "window_attention_backward": [*attention, *[tensor] * 4, pointer],
         "convolve": [*convolution, pointer, pointer, tensor],
         "convolve_backward": [*convolution, tensor, pointer, pointer],
+        "conv_attn": [*convolution, integer, *[pointer] * 4, tensor, tensor],
         "convolve_depthwise": [*convolution, pointer, tensor],
         "convolve_depthwise_backward": [*convolution, tensor, pointer],
         "conv_ffn": [*conv_ffn, tensor],
@@ -142,3 +146,14 @@ def threads_for(multiply_adds: int) -> int:
 def channels_last(x: Tensor) -> Tensor:
     """Return `x` with the channels of a pixel side by side; its pixels may lie anywhere."""
     return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def can_replace(*layers: nn.Module) -> bool:
+    """Tell whether a function may stand for layers: not for one that is wrapped or has hooks."""
+    return all(type(layer) is nn.Conv2d and not has_hooks(layer) for layer in layers)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether somebody listens when a module is called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool(module._backward_pre_hooks)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,6 +44,25 @@ def long_range_dynamic_conv(x: Tensor, large_kernel: Tensor, kernels: Tensor) ->
     dynamic = F.conv2d(samples, depthwise, padding=1, groups=batch * channels)
     long_range = F.conv2d(x, large_kernel, padding=padding)
     return long_range + dynamic.view_as(long_range)
+
+
+def can_fuse(x: Tensor, large_kernel: Tensor, skip: Tensor, *layers: nn.Module) -> bool:
+    """Tell whether `fused_conv_attn` can stand for the layers of a ConvAttn.
+
+    Args:
+        x: Features (B, C, H, W).
+        large_kernel: (pdim, pdim, K, K).
+        skip: What is added to the result, (B, C, H, W).
+        layers: Its 1x1 convolution. One that is wrapped or has hooks must be called itself.
+    """
+    weights = [weight for layer in layers for weight in layer.parameters()]
+    tensors = (x, large_kernel, skip, *weights)
+    return (
+        not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and x.shape[1] % cpu_kernels.MULTIPLE == 0
+        and cpu_kernels.can_replace(*layers)
+        and cpu_kernels.can_run(*tensors)
+    )
 
 
 def separable_dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
@@ -168,6 +188,54 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 symmetric_conv.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("esc::conv_attn", mutates_args=(), device_types="cpu")
+def fused_conv_attn(
+    x: Tensor,
+    large_kernel: Tensor,
+    kernels: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    """Compute all of a ConvAttn, without gradients.
+
+    Args:
+        x: Features (B, C, H, W), float32, C a multiple of 16.
+        large_kernel: (pdim, pdim, K, K), as for `long_range_dynamic_conv`.
+        kernels: (B, pdim, 3, 3).
+        aggr: Weights of the 1x1 convolution (C, C, 1, 1).
+        aggr_bias: (C,).
+        skip: Added to the result, (B, C, H, W).
+
+    Returns:
+        (B, C, H, W), channels last.
+    """
+    x, skip = cpu_kernels.channels_last(x), cpu_kernels.channels_last(skip)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    taps, kernels = distinct_taps(large_kernel), kernels.contiguous()
+    aggr, aggr_bias = aggr.flatten(1).t().contiguous(), aggr_bias.contiguous()
+    cpu_kernels.library().esc_conv_attn(
+        cpu_kernels.vector_width(),
+        cpu_kernels.threads_for(x.numel() * taps.shape[0]),
+        large_kernel.shape[-1],
+        cpu_kernels.CTiles.of(x, *TILE),
+        cpu_kernels.CTensor.of(x),
+        large_kernel.shape[0],
+        taps.data_ptr(),
+        kernels.data_ptr(),
+        aggr.data_ptr(),
+        aggr_bias.data_ptr(),
+        cpu_kernels.CTensor.of(skip),
+        cpu_kernels.CTensor.of(out),
+    )
+    return out
+
+
+@fused_conv_attn.register_fake
+def _(x: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("esc::depthwise_conv", mutates_args=(), device_types="cpu")

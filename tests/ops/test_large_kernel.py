@@ -5,8 +5,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import assert_computes, force, needs_kernels
+from kernel_checks import assert_computes, force, needs_kernels, relative_error
 
+from esc_arch.archs.conv_attn_arch import ConvAttn
 from esc_arch.ops import cpu_kernels, large_kernel
 from esc_arch.ops.geometry import d4_mean
 from esc_arch.ops.large_kernel import (
@@ -129,3 +130,39 @@ def test_the_operators_declare_themselves_to_torch_as_they_are():
     torch.library.opcheck(large_kernel.symmetric_conv_weight, (x, grad, 5))
     torch.library.opcheck(large_kernel.depthwise_conv, (leaves[0], leaves[2]))
     torch.library.opcheck(large_kernel.depthwise_conv_weight, (x, grad, 3))
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("dim", "pdim"), [(64, 16), (16, 6), (48, 48)])
+def test_all_of_conv_attn_in_one_pass_is_its_layers(dim, pdim, width, threads, monkeypatch):
+    force(monkeypatch, width, threads)
+    torch.manual_seed(0)
+    module = ConvAttn(dim, pdim, 5)
+    torch.nn.init.normal_(module.plk.dwc_proj[-1].weight)
+    x, skip = torch.randn(2, 2, dim, 19, 70).unbind(0)
+    kernel = d4_mean(module.plk_filter)
+    with torch.no_grad():
+        assert large_kernel.can_fuse(x, kernel, skip, module.aggr)
+        out = module(x, kernel, skip)
+        expected = module.double()(x.double(), kernel.double(), skip.double())
+    assert relative_error(out, expected) < 3e-6
+
+
+@needs_kernels
+def test_conv_attn_goes_through_its_layers_where_they_are_wanted():
+    module = ConvAttn(16, 8, 5)
+    x, skip = torch.randn(2, 1, 16, 6, 6).unbind(0)
+    kernel = d4_mean(module.plk_filter)
+    module(x, kernel, skip).sum().backward()
+    assert module.aggr.weight.grad is not None
+    with torch.no_grad():
+        plain = module(x, kernel, skip)
+        for layer in (module.plk, module.aggr):
+            seen = []
+            hook = layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+            torch.testing.assert_close(module(x, kernel, skip), plain)
+            hook.remove()
+            assert seen
+        torch.testing.assert_close(module(x, kernel) + skip, plain)

@@ -253,6 +253,24 @@ void esc_convolve(int width, int threads, int kernel_size, const EscTiles* tiles
   });
 }
 
+// `taps` is (taps, convolved, convolved), `kernels` (B, convolved, 3, 3), `aggr` (C in, C out) with C
+// a multiple of 16.
+void esc_conv_attn(int width, int threads, int kernel_size, const EscTiles* tiles,
+                   const EscTensor* x, int convolved, const float* taps, const float* kernels,
+                   const float* aggr, const float* aggr_bias, const EscTensor* skip,
+                   const EscTensor* out) {
+  auto* conv_attn = width4::conv_attn;
+#ifdef HAS_WIDER
+  if (width == 8) conv_attn = width8::conv_attn;
+  if (width == 16) conv_attn = width16::conv_attn;
+#endif
+  share_out(threads, tiles->count(), [&](long task, int) {
+    conv_attn(kernel_size, convolved, tiles->image_of(*x, task), tiles->tile(task), taps,
+              kernels + tiles->image(task) * 9L * convolved, aggr, aggr_bias,
+              tiles->image_of(*skip, task), tiles->image_of(*out, task));
+  });
+}
+
 // Each thread's own sums: `grad_taps` (threads, taps, C in, C out), `grad_kernels` (threads, B, C,
 // 3, 3).
 void esc_convolve_backward(int width, int threads, int kernel_size, const EscTiles* tiles,

@@ -83,8 +83,10 @@ void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block,
 }
 
 // `taps` (taps, channels in, channels out) and `kernel` (channels, 3, 3) of this image.
-void convolve(int kernel_size, const Image& image, const Tile& tile, const float* taps,
-              const float* kernel, const Image& out) {
+// `use(row, column, count, sums)` gets what comes out for `count` pixels, (count, padded channels).
+template <class Use>
+void convolve_and(int kernel_size, const Image& image, const Tile& tile, const float* taps,
+                  const float* kernel, const Use& use) {
   const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
   const int channels = at.padded_channels;
   Scratch scratch;
@@ -99,14 +101,43 @@ void convolve(int kernel_size, const Image& image, const Tile& tile, const float
 
   fold(at, image, tile, FOLD_PIXELS,
        [&](const Ring& ring, int row, int column, int count, const float* folded) {
-         depthwise(ring.kernel_rows(1, column).data(), 3, count, channels, kernel_packed,
-                   nullptr, sums);
+         depthwise(ring.kernel_rows(1, column).data(), 3, count, channels, kernel_packed, nullptr,
+                   sums);
          multiply(count, channels, at.depth, folded, at.depth, 1, taps_packed, channels, sums,
                   channels, Sum(sums, channels));
-         for (int i = 0; i < count; ++i)
-           std::memcpy(out.pixel(row, tile.column + column + i), sums + i * channels,
-                       sizeof(float) * at.channels);
+         use(row, tile.column + column, count, sums);
        });
+}
+
+void convolve(int kernel_size, const Image& image, const Tile& tile, const float* taps,
+              const float* kernel, const Image& out) {
+  const int channels = round_up(image.channels, WIDTH);
+  convolve_and(kernel_size, image, tile, taps, kernel,
+               [&](int row, int column, int count, const float* sums) {
+                 for (int i = 0; i < count; ++i)
+                   std::memcpy(out.pixel(row, column + i), sums + i * channels,
+                               sizeof(float) * image.channels);
+               });
+}
+
+// All of ConvAttn: the first `convolved` channels convolved, then the 1x1 convolution `aggr` (channels
+// in, channels out) of these and the others, plus `skip`.
+void conv_attn(int kernel_size, int convolved, const Image& image, const Tile& tile,
+               const float* taps, const float* kernel, const float* aggr, const float* aggr_bias,
+               const Image& skip, const Image& out) {
+  const int channels = image.channels, padded = round_up(convolved, WIDTH);
+  Image first = image;
+  first.channels = convolved;
+  convolve_and(kernel_size, first, tile, taps, kernel,
+               [&](int row, int column, int count, const float* sums) {
+                 float* to = out.pixel(row, column);
+                 multiply(count, channels, convolved, sums, padded, 1, aggr, channels, to,
+                          out.pixel_stride,
+                          SumAndRow(skip.pixel(row, column), skip.pixel_stride, aggr_bias));
+                 multiply(count, channels, channels - convolved, image.pixel(row, column) + convolved,
+                          image.pixel_stride, 1, aggr + convolved * channels, channels, to,
+                          out.pixel_stride, Sum(to, out.pixel_stride));
+               });
 }
 
 // Gradients of `taps` and `kernel` are added to `grad_taps` and `grad_kernel`, shapes as there.

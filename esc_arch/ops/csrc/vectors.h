@@ -90,6 +90,13 @@ struct Sum : Keep {
   Sum(const float* c, long stride) : c(c), stride(stride) {}
   Vec start(int row, int column) const { return load(c + row * stride + column); }
 };
+struct SumAndRow : Keep {
+  const float* c;
+  long stride;
+  const float* row;
+  SumAndRow(const float* c, long stride, const float* row) : c(c), stride(stride), row(row) {}
+  Vec start(int i, int column) const { return load(c + i * stride + column) + load(row + column); }
+};
 
 // C = finish(start + A B) for one tile of ROWS x (COLUMNS * WIDTH), held in registers.
 template <int ROWS, int COLUMNS, class Ends>

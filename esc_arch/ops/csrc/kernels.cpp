@@ -138,6 +138,14 @@ namespace width16 {
 
 }  // namespace
 
+// One of a function's versions.
+#ifdef HAS_WIDER
+#define BEST(width, function) \
+  (width == 16 ? width16::function : width == 8 ? width8::function : width4::function)
+#else
+#define BEST(width, function) width4::function
+#endif
+
 extern "C" {
 
 // Floats in a vector of the best instruction set that this machine has.
@@ -198,11 +206,7 @@ struct EscTiles {
 void esc_window_attention_forward(int width, int threads, const EscWindows* windows,
                                   const EscTensor* q, const EscTensor* k, const EscTensor* v,
                                   const float* table, const EscTensor* out, float* log_sums) {
-  auto* forward = width4::forward;
-#ifdef HAS_WIDER
-  if (width == 8) forward = width8::forward;
-  if (width == 16) forward = width16::forward;
-#endif
+  auto* forward = BEST(width, forward);
   const long pixels = long(windows->size) * windows->size;
   const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
   share_out(threads, windows->count(), [&](long task, int) {
@@ -220,11 +224,7 @@ void esc_window_attention_backward(int width, int threads, const EscWindows* win
                                    const EscTensor* grad_out, const EscTensor* grad_q,
                                    const EscTensor* grad_k, const EscTensor* grad_v,
                                    float* grad_tables) {
-  auto* backward = width4::backward;
-#ifdef HAS_WIDER
-  if (width == 8) backward = width8::backward;
-  if (width == 16) backward = width16::backward;
-#endif
+  auto* backward = BEST(width, backward);
   const long pixels = long(windows->size) * windows->size;
   const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
   share_out(threads, windows->count(), [&](long task, int thread) {
@@ -241,11 +241,7 @@ void esc_window_attention_backward(int width, int threads, const EscWindows* win
 void esc_convolve(int width, int threads, int kernel_size, const EscTiles* tiles,
                   const EscTensor* x, const float* taps, const float* kernels,
                   const EscTensor* out) {
-  auto* convolve = width4::convolve;
-#ifdef HAS_WIDER
-  if (width == 8) convolve = width8::convolve;
-  if (width == 16) convolve = width16::convolve;
-#endif
+  auto* convolve = BEST(width, convolve);
   share_out(threads, tiles->count(), [&](long task, int) {
     const int image = tiles->image(task);
     convolve(kernel_size, tiles->image_of(*x, task), tiles->tile(task), taps,
@@ -259,11 +255,7 @@ void esc_conv_attn(int width, int threads, int kernel_size, const EscTiles* tile
                    const EscTensor* x, int convolved, const float* taps, const float* kernels,
                    const float* aggr, const float* aggr_bias, const EscTensor* skip,
                    const EscTensor* out) {
-  auto* conv_attn = width4::conv_attn;
-#ifdef HAS_WIDER
-  if (width == 8) conv_attn = width8::conv_attn;
-  if (width == 16) conv_attn = width16::conv_attn;
-#endif
+  auto* conv_attn = BEST(width, conv_attn);
   share_out(threads, tiles->count(), [&](long task, int) {
     conv_attn(kernel_size, convolved, tiles->image_of(*x, task), tiles->tile(task), taps,
               kernels + tiles->image(task) * 9L * convolved, aggr, aggr_bias,
@@ -276,11 +268,7 @@ void esc_conv_attn(int width, int threads, int kernel_size, const EscTiles* tile
 void esc_convolve_backward(int width, int threads, int kernel_size, const EscTiles* tiles,
                            const EscTensor* x, const EscTensor* grad_out, float* grad_taps,
                            float* grad_kernels) {
-  auto* backward = width4::convolve_backward;
-#ifdef HAS_WIDER
-  if (width == 8) backward = width8::convolve_backward;
-  if (width == 16) backward = width16::convolve_backward;
-#endif
+  auto* backward = BEST(width, convolve_backward);
   const long side = kernel_size / 2 + 1, channels = tiles->channels;
   share_out(threads, tiles->count(), [&](long task, int thread) {
     backward(kernel_size, tiles->image_of(*x, task), tiles->tile(task),
@@ -293,11 +281,7 @@ void esc_convolve_backward(int width, int threads, int kernel_size, const EscTil
 // `kernels` is (B, C, K, K).
 void esc_convolve_depthwise(int width, int threads, int kernel_size, const EscTiles* tiles,
                             const EscTensor* x, const float* kernels, const EscTensor* out) {
-  auto* convolve = width4::convolve_depthwise;
-#ifdef HAS_WIDER
-  if (width == 8) convolve = width8::convolve_depthwise;
-  if (width == 16) convolve = width16::convolve_depthwise;
-#endif
+  auto* convolve = BEST(width, convolve_depthwise);
   const long kernel = long(kernel_size) * kernel_size * tiles->channels;
   share_out(threads, tiles->count(), [&](long task, int) {
     convolve(kernel_size, tiles->image_of(*x, task), tiles->tile(task),
@@ -309,11 +293,7 @@ void esc_convolve_depthwise(int width, int threads, int kernel_size, const EscTi
 void esc_convolve_depthwise_backward(int width, int threads, int kernel_size,
                                      const EscTiles* tiles, const EscTensor* x,
                                      const EscTensor* grad_out, float* grad_kernels) {
-  auto* backward = width4::convolve_depthwise_backward;
-#ifdef HAS_WIDER
-  if (width == 8) backward = width8::convolve_depthwise_backward;
-  if (width == 16) backward = width16::convolve_depthwise_backward;
-#endif
+  auto* backward = BEST(width, convolve_depthwise_backward);
   const long kernel = long(kernel_size) * kernel_size * tiles->channels;
   share_out(threads, tiles->count(), [&](long task, int thread) {
     backward(kernel_size, tiles->image_of(*x, task), tiles->tile(task),
@@ -325,11 +305,7 @@ void esc_convolve_depthwise_backward(int width, int threads, int kernel_size,
 // C is a multiple of 16.
 void esc_conv_ffn(int width, int threads, const EscTiles* tiles, const EscTensor* x,
                   const EscConvFfn* weights, const EscTensor* out) {
-  auto* conv_ffn = width4::conv_ffn;
-#ifdef HAS_WIDER
-  if (width == 8) conv_ffn = width8::conv_ffn;
-  if (width == 16) conv_ffn = width16::conv_ffn;
-#endif
+  auto* conv_ffn = BEST(width, conv_ffn);
   share_out(threads, tiles->count(), [&](long task, int) {
     conv_ffn(tiles->image_of(*x, task), tiles->tile(task), *weights, tiles->image_of(*out, task));
   });
@@ -339,11 +315,7 @@ void esc_conv_ffn(int width, int threads, const EscTiles* tiles, const EscTensor
 void esc_conv_ffn_backward(int width, int threads, const EscTiles* tiles, const EscTensor* x,
                            const EscConvFfn* weights, const EscTensor* grad_out,
                            const EscTensor* grad_x, float* grads) {
-  auto* backward = width4::conv_ffn_backward;
-#ifdef HAS_WIDER
-  if (width == 8) backward = width8::conv_ffn_backward;
-  if (width == 16) backward = width16::conv_ffn_backward;
-#endif
+  auto* backward = BEST(width, conv_ffn_backward);
   const long hidden = weights->hidden, channels = tiles->channels, size = weights->kernel_size;
   const long count = 2 * channels * hidden + (size * size + 2) * hidden + channels;
   share_out(threads, tiles->count(), [&](long task, int thread) {

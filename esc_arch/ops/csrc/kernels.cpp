@@ -14,6 +14,11 @@
 #include <omp.h>
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_WIDER
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr float LOG2_E = 1.44269504f;
@@ -108,8 +113,7 @@ namespace width4 {
 #undef WIDTH
 }  // namespace width4
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define HAS_WIDER
+#ifdef HAS_WIDER
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace width8 {

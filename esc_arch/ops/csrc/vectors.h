@@ -9,7 +9,7 @@ inline Vec broadcast(float value) { return value - Vec{}; }
 // The second if either is NaN.
 inline Vec larger(Vec a, Vec b) {
 #if WIDTH == 8
-  return __builtin_ia32_maxps256(a, b);  // The compiler does not find it by itself.
+  return _mm256_max_ps(a, b);  // The compiler does not find it by itself.
 #else
   return a > b ? a : b;
 #endif
@@ -104,7 +104,7 @@ inline void multiply_tile(int row, int column, int depth, const float* a, long a
                           const float* b, long b_stride, float* c, long c_stride,
                           const Ends& ends) {
   Vec tile[ROWS][COLUMNS];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < COLUMNS; ++j) tile[i][j] = ends.start(row + i, column + j * WIDTH);
@@ -115,13 +115,13 @@ inline void multiply_tile(int row, int column, int depth, const float* a, long a
     Vec right[COLUMNS];
 #pragma GCC unroll 2
     for (int j = 0; j < COLUMNS; ++j) right[j] = load(b + j * WIDTH);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 2
       for (int j = 0; j < COLUMNS; ++j) tile[i][j] += a[i * a_row] * right[j];
   }
   c += row * c_stride + column;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i) {
     ends.finish(row + i, tile[i]);
 #pragma GCC unroll 2
@@ -130,7 +130,7 @@ inline void multiply_tile(int row, int column, int depth, const float* a, long a
 }
 
 // C = finish(start + A B). Columns are a multiple of WIDTH; A has any strides. Fastest where rows
-// are a multiple of 6.
+// are a multiple of 12.
 template <class Ends>
 void multiply(int rows, int columns, int depth, const float* a, long a_row, long a_depth,
               const float* b, long b_stride, float* c, long c_stride, const Ends& ends) {
@@ -146,8 +146,10 @@ void multiply(int rows, int columns, int depth, const float* a, long a_row, long
   }
   for (; column < columns; column += WIDTH) {
     int row = 0;
-    for (; row + 8 <= rows; row += 8)
-      multiply_tile<8, 1>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
+    for (; row + 12 <= rows; row += 12)
+      multiply_tile<12, 1>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
+    for (; row + 4 <= rows; row += 4)
+      multiply_tile<4, 1>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
     for (; row < rows; ++row)
       multiply_tile<1, 1>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
   }

@@ -159,6 +159,19 @@ def test_the_attention_backend_of_a_row_is_the_one_that_runs(tmp_path, monkeypat
         ran.clear()
 
 
+def test_rows_of_naive_run_without_our_kernels(monkeypatch):
+    from esc_arch.ops import cpu_kernels
+
+    usable = []
+    is_usable = cpu_kernels.is_usable
+    monkeypatch.setattr(cpu_kernels, "is_usable", lambda: usable.append(is_usable()) or usable[-1])
+    for spec, wanted in ((Spec("ESC_light", "Naive"), False), (Spec("ESC_light"), True)):
+        NetworkJob(spec, 2, 8, 8, 1, "cpu").prepare().run()
+        TrainingJob(spec, 2, 1, 8, "cpu").prepare().run()
+        assert set(usable) == {wanted and cpu_kernels.is_built()}
+        usable.clear()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_training_step_changes_the_weights(tmp_path, dtype):
     path = tiny_option_file(tmp_path / "tiny.yml")

@@ -301,7 +301,8 @@ load = _same_everywhere(lambda opt: {"iter": iteration} if iteration else None)
 try:
     load({})
 except Exception as error:
-    print(type(error).__name__, error)
+    # One write, which another process cannot break into.
+    os.write(1, f"{type(error).__name__} {error}\n".encode())
 """
 
 

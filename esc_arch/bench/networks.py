@@ -376,9 +376,9 @@ class NetworkJob:
             "parameters": sum(p.numel() for p in super_resolver.network.parameters()),
         }
 
-        def run() -> None:
+        def run() -> Tensor:
             with self.spec.kernels():
-                super_resolver(x)
+                return super_resolver(x)
 
         return Prepared(run, facts)
 

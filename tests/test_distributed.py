@@ -289,7 +289,7 @@ def test_a_machine_that_is_gone_ends_the_other_and_two_go_on_from_there(
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-RESUMES_FROM = """
+RESUMES_FROM = r"""
 import os, sys
 import torch.distributed
 import esc_arch

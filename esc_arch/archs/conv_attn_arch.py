@@ -7,7 +7,7 @@ from torch import Tensor
 
 from esc_arch.archs.options import require_odd, require_positive_int
 from esc_arch.errors import UserError
-from esc_arch.ops.cpu_kernels import has_hooks
+from esc_arch.ops.cpu_kernels import as_computed, has_hooks
 from esc_arch.ops.geometry import d4_mean
 from esc_arch.ops.large_kernel import can_fuse, fused_conv_attn, long_range_dynamic_conv
 
@@ -86,8 +86,8 @@ class ConvAttn(nn.Module):
         if isinstance(skip, Tensor) and not has_hooks(self.plk):
             if can_fuse(x, large_kernel, skip, self.aggr):
                 kernels = self.plk.kernels(convolved)
-                weights = self.aggr.weight, self.aggr.bias
-                return fused_conv_attn(x, large_kernel, kernels, *weights, skip)
+                tensors = x, large_kernel, kernels, self.aggr.weight, self.aggr.bias, skip
+                return fused_conv_attn(*as_computed(*tensors))
         convolved = self.plk(convolved, large_kernel)
         return self.aggr(torch.cat([convolved, rest], dim=1)) + skip
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esc_arch.archs.flash_window_attn_arch import FlashWindowAttn
 from esc_arch.ops.conv_ffn import can_fuse, fused_conv_ffn
+from esc_arch.ops.cpu_kernels import as_computed
 
 
 class LayerNorm(nn.LayerNorm):
@@ -45,7 +46,8 @@ class ConvFFN(nn.Module):
         """Map (B, C, H, W) to the same shape."""
         layers = (self.proj, self.dwc, self.aggr)
         if can_fuse(x, *layers):
-            return fused_conv_ffn(x, *(w for layer in layers for w in (layer.weight, layer.bias)))
+            weights = (w for layer in layers for w in (layer.weight, layer.bias))
+            return fused_conv_ffn(*as_computed(x, *weights))
         x = F.gelu(self.proj(x))
         x = x + F.gelu(self.dwc(x))
         return self.aggr(x)

@@ -7,15 +7,14 @@ All backends compute the same function, softmax(q k^T / sqrt(D) + B) v, and shar
 |-------------|-------------------------------------------------------------|----------------|
 | `Naive`     | the formula as written, all windows' scores at once         | everywhere     |
 | `Fused`     | our own kernel, see `esc_arch.ops.fused_attention`; in      | CPU, if built  |
-|             | float32, whatever narrower type the inputs have             |                |
+|             | float32 inside, but for bfloat16 on AMX's matrix units      |                |
 | `Chunked`   | our own: scores a few at a time, recomputed in the backward | everywhere     |
 | `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask; |                |
 |             | backward as `Chunked`                                       | everywhere     |
 | `Flex`      | compiled FlexAttention, the bias gathered inside the kernel | with a compiler |
 
-`Auto`, the default, is `Flex` on CUDA and `Fused` on the CPU, but for float64 and for bfloat16
-without gradients, where torch's kernel uses the processor's own bfloat16. It is `SDPA` elsewhere
-and where these cannot run; a failure of `Flex` on CUDA is said once.
+`Auto`, the default, is `Flex` on CUDA and `Fused` on the CPU, but for float64. It is `SDPA`
+elsewhere and where these cannot run; a failure of `Flex` on CUDA is said once.
 
 `FlashBias` has learned factors in place of the table and so a function of its own,
 `flashbias_attention`.
@@ -265,18 +264,17 @@ def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k:
 def _fastest(q: Tensor) -> str:
     if q.is_cuda:
         return "Flex"
-    wants_gradients = torch.is_grad_enabled() and q.requires_grad
-    if _fused_can_run(q) and (q.dtype == torch.float32 or wants_gradients):
-        return "Fused"
-    return "SDPA"
+    return "Fused" if _fused_can_run(q) else "SDPA"
 
 
 def _fused_on_features(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
 ) -> Tensor:
     with torch.autocast("cpu", enabled=False):
-        inputs = (t.float() for t in (q, k, v, bias_table))
-        return fused_attention.window_attention_forward(*inputs, window_size)[0].to(q.dtype)
+        dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+        qkv = (t.to(dtype) for t in (q, k, v))
+        out, _ = fused_attention.window_attention_forward(*qkv, bias_table.float(), window_size)
+        return out.to(q.dtype)
 
 
 def _runs_fused(q: Tensor, attn_type: str) -> bool:

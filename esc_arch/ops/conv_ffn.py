@@ -12,6 +12,7 @@ from esc_arch.ops import cpu_kernels
 # Rows and columns.
 TILE = (32, 64)
 TILE_BACKWARD = (32, 64)
+TILE_BFLOAT16 = (32, 62)  # With the neighbours of a 3x3 kernel, whole tiles of a matrix unit.
 
 
 def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
@@ -42,7 +43,7 @@ def fused_conv_ffn(
     again.
 
     Args:
-        x: Features (B, C, H, W), float32, C a multiple of 16.
+        x: Features (B, C, H, W), C a multiple of 16, all of float32 or all of bfloat16.
         proj: Weights of a 1x1 convolution (hidden, C, 1, 1).
         proj_bias: (hidden,).
         dwc: Weights of a depthwise convolution (hidden, 1, k, k), k odd, zero padding.
@@ -53,13 +54,39 @@ def fused_conv_ffn(
     Returns:
         (B, C, H, W), channels last.
     """
+    weights = proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias
+    if x.dtype == torch.bfloat16 and cpu_kernels.has_amx():
+        return _conv_ffn_in_bfloat16(x, *weights)
+    return _conv_ffn(x, *weights)
+
+
+@cpu_kernels.in_float32
+def _conv_ffn(x: Tensor, *weights: Tensor) -> Tensor:
     x = cpu_kernels.channels_last(x)
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    weights, packed = _pack(proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
+    tensors, packed = _pack(*weights)
     cpu_kernels.library().esc_conv_ffn(
         cpu_kernels.vector_width(),
-        cpu_kernels.threads_for(2 * x.numel() * proj.shape[0]),
+        cpu_kernels.threads_for(2 * x.numel() * packed.hidden),
         cpu_kernels.CTiles.of(x, *TILE),
+        cpu_kernels.CTensor.of(x),
+        packed,
+        cpu_kernels.CTensor.of(out),
+    )
+    return out
+
+
+def _conv_ffn_in_bfloat16(x: Tensor, *weights: Tensor) -> Tensor:
+    x = cpu_kernels.channels_last(x)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    tensors, packed = _pack(*(weight.float() for weight in weights))
+    tiles = [
+        cpu_kernels.operand_tiles(weight.flatten(1).t()) for weight in (weights[0], weights[4])
+    ]
+    packed.proj_tiles, packed.aggr_tiles = (t.data_ptr() for t in tiles)
+    cpu_kernels.library().esc_amx_conv_ffn(
+        cpu_kernels.threads_for(2 * x.numel() * packed.hidden),
+        cpu_kernels.CTiles.of(x, *TILE_BFLOAT16),
         cpu_kernels.CTensor.of(x),
         packed,
         cpu_kernels.CTensor.of(out),
@@ -86,7 +113,8 @@ def _pack(
     weights = [*columns[:4], aggr_columns.t(), aggr_bias, proj_rows, columns[4], aggr_columns]
     weights = [weight.contiguous() for weight in weights]
     pointers = (weight.data_ptr() for weight in weights)
-    return weights, cpu_kernels.CConvFfn(*pointers, hidden + padding, dwc.shape[-1])
+    sizes = {"hidden": hidden + padding, "kernel_size": dwc.shape[-1]}
+    return weights, cpu_kernels.CConvFfn(*pointers, **sizes)
 
 
 @fused_conv_ffn.register_fake
@@ -106,6 +134,20 @@ def fused_conv_ffn_backward(
     aggr_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `fused_conv_ffn`'s arguments, shapes as there."""
+    return _conv_ffn_backward(grad_out, x, proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
+
+
+@cpu_kernels.in_float32
+def _conv_ffn_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    proj: Tensor,
+    proj_bias: Tensor,
+    dwc: Tensor,
+    dwc_bias: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+) -> tuple[Tensor, ...]:
     x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     weights, packed = _pack(proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)

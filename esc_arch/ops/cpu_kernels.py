@@ -8,11 +8,13 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 # What a thread should at least have to do, in multiply-adds, to be worth waking.
@@ -65,7 +67,7 @@ class CConvFfn(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("proj", "proj_bias", "dwc", "dwc_bias", "aggr", "aggr_bias"),
-                *("proj_turned", "dwc_turned", "aggr_turned"),
+                *("proj_turned", "dwc_turned", "aggr_turned", "proj_tiles", "aggr_tiles"),
             )
         ],
         ("hidden", ctypes.c_int),
@@ -91,13 +93,16 @@ def library() -> ctypes.CDLL | None:
     convolution = [integer] * 3 + [tiles, tensor]
     for name, arguments in {
         "window_attention_forward": attention,
+        "amx_window_attention_forward": attention[1:],
         "window_attention_backward": [*attention, *[tensor] * 4, pointer],
         "convolve": [*convolution, pointer, pointer, tensor],
         "convolve_backward": [*convolution, tensor, pointer, pointer],
         "conv_attn": [*convolution, integer, *[pointer] * 4, tensor, tensor],
+        "amx_conv_attn": [*convolution[1:], *[pointer] * 3, tensor, tensor],
         "convolve_depthwise": [*convolution, pointer, tensor],
         "convolve_depthwise_backward": [*convolution, tensor, pointer],
         "conv_ffn": [*conv_ffn, tensor],
+        "amx_conv_ffn": [*conv_ffn[1:], tensor],
         "conv_ffn_backward": [*conv_ffn, tensor, tensor, pointer],
     }.items():
         function = getattr(library, f"esc_{name}")
@@ -128,9 +133,62 @@ def switched_off() -> Iterator[None]:
 
 
 def can_run(*tensors: Tensor) -> bool:
-    """Tell whether the functions can take these: float32 on the CPU."""
-    float32_on_cpu = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return float32_on_cpu and not torch.is_autocast_enabled("cpu") and is_usable()
+    """Tell whether the functions can take these: float32, or bfloat16, on the CPU.
+
+    Under autocast to bfloat16 they can take both; `as_computed` then casts.
+    """
+    if not is_usable() or any(t.device.type != "cpu" for t in tensors):
+        return False
+    dtypes = {t.dtype for t in tensors}
+    if torch.is_autocast_enabled("cpu"):
+        wanted = torch.get_autocast_dtype("cpu")
+        return wanted == torch.bfloat16 and dtypes <= {torch.float32, torch.bfloat16}
+    return dtypes in ({torch.float32}, {torch.bfloat16})
+
+
+def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast tensors as autocast would, if it is on."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype("cpu")) for t in tensors)
+
+
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function on float32 take bfloat16 as well, which it returns then."""
+
+    @functools.wraps(function)
+    def widened(*args: Any) -> Any:
+        dtype = args[0].dtype
+        if dtype == torch.float32:
+            return function(*args)
+        out = function(*(x.float() if isinstance(x, Tensor) else x for x in args))
+        return out.to(dtype) if isinstance(out, Tensor) else tuple(x.to(dtype) for x in out)
+
+    return widened
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Tell whether there are functions in bfloat16 that this machine's matrix units run."""
+    return is_built() and bool(library().esc_amx_is_usable())
+
+
+def operand_tiles(matrices: Tensor) -> Tensor:
+    """Pack right operands of products for the functions in bfloat16.
+
+    Args:
+        matrices: (..., depth, columns).
+
+    Returns:
+        (..., columns / 16, depth / 32, 16, 16, 2) in bfloat16, both rounded up: pairs of rows lie
+        together.
+    """
+    depth, columns = matrices.shape[-2:]
+    padded = F.pad(matrices, (0, -columns % 16, 0, -depth % 32))
+    tiles = padded.unflatten(-1, (-1, 16)).unflatten(-3, (-1, 16, 2))
+    first = tiles.ndim - 5  # (..., depth / 32, 16, 2, columns / 16, 16)
+    order = (first + 3, first, first + 1, first + 4, first + 2)
+    return tiles.permute(*range(first), *order).to(torch.bfloat16).contiguous()
 
 
 def vector_width() -> int:

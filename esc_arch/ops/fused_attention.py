@@ -1,5 +1,7 @@
-"""Window attention on the CPU in one pass: the kernel of csrc/window_attention.h, if built."""
+"""Window attention on the CPU in one pass: the kernels of csrc/, if built."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ def window_attention_forward(
     """Attend within the windows of feature maps.
 
     Args:
-        q: Queries (B, heads * D, H, W), not yet scaled, float32, any strides. Any H and W; windows
-            are completed by reflection at the bottom and the right. Gradients want whole windows.
+        q: Queries (B, heads * D, H, W), not yet scaled, float32 or bfloat16, any strides. Any H and
+            W; windows are completed by reflection at the bottom and the right. Gradients want whole
+            windows.
         k: Keys, same shape.
         v: Values, same shape.
         bias_table: (heads, (2w - 1)^2), float32.
@@ -37,25 +40,31 @@ def window_attention_forward(
     out = torch.empty_like(q, memory_format=torch.channels_last)
     heads = bias_table.shape[0]
     windows, count, products = _windows_of(q, heads, window_size)
-    log_sums = q.new_empty(count, heads, window_size**2)
+    log_sums = q.new_empty(count, heads, window_size**2, dtype=torch.float32)
     bias_table = bias_table.contiguous()
-    cpu_kernels.library().esc_window_attention_forward(
-        cpu_kernels.vector_width(),
-        cpu_kernels.threads_for(2 * products),
-        windows,
-        *(cpu_kernels.CTensor.of(t) for t in (q, k, v)),
-        bias_table.data_ptr(),
-        cpu_kernels.CTensor.of(out),
-        log_sums.data_ptr(),
-    )
-    return out, log_sums
+    threads = cpu_kernels.threads_for(2 * products)
+
+    def call(function: Callable[..., None], *tensors: Tensor) -> None:
+        q, k, v, out = (cpu_kernels.CTensor.of(t) for t in tensors)
+        function(threads, windows, q, k, v, bias_table.data_ptr(), out, log_sums.data_ptr())
+
+    library = cpu_kernels.library()
+    if q.dtype == torch.bfloat16 and windows.dim <= 16 and cpu_kernels.has_amx():
+        inputs = [cpu_kernels.channels_last(t) for t in (q, k, v)]
+        call(library.esc_amx_window_attention_forward, *inputs, out)
+        return out, log_sums
+    inputs = [t.float() for t in (q, k, v)]
+    wide = out.float()
+    call(partial(library.esc_window_attention_forward, cpu_kernels.vector_width()), *inputs, wide)
+    return wide.to(q.dtype), log_sums
 
 
 @window_attention_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> tuple[Tensor, ...]:
     heads = bias_table.shape[0]
     out = torch.empty_like(q, memory_format=torch.channels_last)
-    return out, q.new_empty(_windows_of(q, heads, window_size)[1], heads, window_size**2)
+    count = _windows_of(q, heads, window_size)[1]
+    return out, q.new_empty(count, heads, window_size**2, dtype=torch.float32)
 
 
 @torch.library.custom_op("esc::window_attention_backward", mutates_args=(), device_types="cpu")
@@ -74,6 +83,8 @@ def window_attention_backward(
         raise ValueError(
             f"gradients want whole windows of {window_size}, not {tuple(q.shape[-2:])}"
         )
+    dtype = q.dtype
+    q, k, v, out, grad_out = (t.float() for t in (q, k, v, out, grad_out))
     bias_table, log_sums = bias_table.contiguous(), log_sums.contiguous()
     grads = [torch.empty_like(q, memory_format=torch.channels_last) for _ in range(3)]
     heads = bias_table.shape[0]
@@ -92,6 +103,7 @@ def window_attention_backward(
         *(cpu_kernels.CTensor.of(t) for t in (grad_out, *grads)),
         tables.data_ptr(),
     )
+    grads = [grad.to(dtype) for grad in grads]
     return *grads, tables.sum(0)[:, : bias_table.shape[1]].contiguous()
 
 

@@ -11,12 +11,13 @@ from esc_arch.ops import cpu_kernels
 from esc_arch.ops.geometry import embed_kernel
 
 TILE = (16, 64)  # Rows and columns.
+TILE_BFLOAT16 = (32, 64)
 
 
 def long_range_dynamic_conv(x: Tensor, large_kernel: Tensor, kernels: Tensor) -> Tensor:
     """Convolve with a kernel that all images share, and with each image's own; add both.
 
-    On the CPU in float32 our own function runs, if it was built. It adds the pixels that the
+    On the CPU our own function runs, if it was built, in float32. It adds the pixels that the
     symmetric kernel weighs equally before it multiplies them: with K = 13, 28 products in place of
     169. Elsewhere torch's convolutions do.
 
@@ -33,7 +34,8 @@ def long_range_dynamic_conv(x: Tensor, large_kernel: Tensor, kernels: Tensor) ->
     kernel_size = large_kernel.shape[-1]
     padding = kernel_size // 2
     if cpu_kernels.can_run(x, large_kernel, kernels):
-        return symmetric_conv(x, distinct_taps(large_kernel), kernels, kernel_size)
+        taps = distinct_taps(large_kernel)
+        return symmetric_conv(*cpu_kernels.as_computed(x, taps, kernels), kernel_size)
     # A trace serves any batch, so it must not take what is for one image only.
     if not torch.jit.is_tracing() and batch == 1 and kernel_size >= 3:
         identity = torch.eye(channels, dtype=x.dtype, device=x.device)[:, :, None, None]
@@ -68,8 +70,8 @@ def can_fuse(x: Tensor, large_kernel: Tensor, skip: Tensor, *layers: nn.Module) 
 def separable_dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
     """Convolve each channel of each image with a kernel of its own.
 
-    On the CPU in float32 our own function runs, if it was built; torch's goes through layouts that
-    take ten times as long as the convolution.
+    On the CPU our own function runs, if it was built, in float32; torch's goes through layouts
+    that take ten times as long as the convolution.
 
     Args:
         x: Features (B, C, H, W).
@@ -79,7 +81,7 @@ def separable_dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
         (B, C, H, W); zero padding.
     """
     if cpu_kernels.can_run(x, kernels):
-        return depthwise_conv(x, kernels)
+        return depthwise_conv(*cpu_kernels.as_computed(x, kernels))
     batch, channels, height, width = x.shape
     kernel_size = kernels.shape[-1]
     samples = x.reshape(1, batch * channels, height, width)
@@ -104,11 +106,12 @@ def distinct_taps(kernel: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("esc::symmetric_conv", mutates_args=(), device_types="cpu")
+@cpu_kernels.in_float32
 def symmetric_conv(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     """Compute `long_range_dynamic_conv` from `distinct_taps` of the large kernel.
 
     Args:
-        x: Features (B, C, H, W), float32.
+        x: Features (B, C, H, W), all of float32 or all of bfloat16.
         taps: (T, C in, C out), C in = C out = C.
         kernels: (B, C, 3, 3).
         kernel_size: Odd side K of the large kernel.
@@ -137,6 +140,7 @@ def _(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
 
 
 @torch.library.custom_op("esc::symmetric_conv_weight", mutates_args=(), device_types="cpu")
+@cpu_kernels.in_float32
 def symmetric_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of `symmetric_conv`'s taps and kernels; shapes as there."""
     x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
@@ -202,7 +206,7 @@ def fused_conv_attn(
     """Compute all of a ConvAttn, without gradients.
 
     Args:
-        x: Features (B, C, H, W), float32, C a multiple of 16.
+        x: Features (B, C, H, W), C a multiple of 16, all of float32 or all of bfloat16.
         large_kernel: (pdim, pdim, K, K), as for `long_range_dynamic_conv`.
         kernels: (B, pdim, 3, 3).
         aggr: Weights of the 1x1 convolution (C, C, 1, 1).
@@ -212,6 +216,21 @@ def fused_conv_attn(
     Returns:
         (B, C, H, W), channels last.
     """
+    function = _conv_attn
+    if x.dtype == torch.bfloat16 and large_kernel.shape[0] == 16 and cpu_kernels.has_amx():
+        function = _conv_attn_in_bfloat16
+    return function(x, large_kernel, kernels, aggr, aggr_bias, skip)
+
+
+@cpu_kernels.in_float32
+def _conv_attn(
+    x: Tensor,
+    large_kernel: Tensor,
+    kernels: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+    skip: Tensor,
+) -> Tensor:
     x, skip = cpu_kernels.channels_last(x), cpu_kernels.channels_last(skip)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     taps, kernels = distinct_taps(large_kernel), kernels.contiguous()
@@ -233,12 +252,49 @@ def fused_conv_attn(
     return out
 
 
+def _conv_attn_in_bfloat16(
+    x: Tensor,
+    large_kernel: Tensor,
+    kernels: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+    skip: Tensor,
+) -> Tensor:
+    x, skip = cpu_kernels.channels_last(x), cpu_kernels.channels_last(skip)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
+    kernel_size = max(large_kernel.shape[-1], 3)
+    taps = _tiles_of_taps(embed_kernel(large_kernel, kernel_size), kernels)
+    aggr, aggr_bias = cpu_kernels.operand_tiles(aggr.flatten(1).t()), aggr_bias.float()
+    cpu_kernels.library().esc_amx_conv_attn(
+        cpu_kernels.threads_for(x.numel() * kernel_size**2),
+        kernel_size,
+        cpu_kernels.CTiles.of(x, *TILE_BFLOAT16),
+        cpu_kernels.CTensor.of(x),
+        taps.data_ptr(),
+        aggr.data_ptr(),
+        aggr_bias.data_ptr(),
+        cpu_kernels.CTensor.of(skip),
+        cpu_kernels.CTensor.of(out),
+    )
+    return out
+
+
+def _tiles_of_taps(large_kernel: Tensor, kernels: Tensor) -> Tensor:
+    """Add each image's own kernels to the large one; two taps side by side make a tile."""
+    identity = torch.eye(16)[None, :, :, None, None]
+    dynamic = embed_kernel(kernels.float(), large_kernel.shape[-1])
+    summed = F.pad(large_kernel.float() + identity * dynamic[:, :, None], (0, 1))
+    rows = summed.permute(0, 3, 4, 2, 1)  # (B, K, K + 1, C in, C out)
+    return cpu_kernels.operand_tiles(rows.unflatten(2, (-1, 2)).flatten(3, 4))
+
+
 @fused_conv_attn.register_fake
 def _(x: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("esc::depthwise_conv", mutates_args=(), device_types="cpu")
+@cpu_kernels.in_float32
 def depthwise_conv(x: Tensor, kernels: Tensor) -> Tensor:
     """Compute `separable_dynamic_conv` in float32; the result has its channels last."""
     x, kernels = cpu_kernels.channels_last(x), kernels.contiguous()
@@ -261,6 +317,7 @@ def _(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("esc::depthwise_conv_weight", mutates_args=(), device_types="cpu")
+@cpu_kernels.in_float32
 def depthwise_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> Tensor:
     """Return the gradient of `depthwise_conv`'s kernels."""
     x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)

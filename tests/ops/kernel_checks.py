@@ -22,6 +22,14 @@ def force(monkeypatch: pytest.MonkeyPatch, width: int, threads: int) -> None:
     monkeypatch.setattr(cpu_kernels, "MULTIPLY_ADDS_PER_THREAD", 1)
 
 
+def choose_bfloat16(monkeypatch: pytest.MonkeyPatch, amx: bool, threads: int) -> None:
+    """Compute bfloat16 on the matrix units, or in float32 as where there are none."""
+    if amx and not cpu_kernels.has_amx():
+        pytest.skip("this machine has no AMX")
+    force(monkeypatch, cpu_kernels.vector_width(), threads)
+    monkeypatch.setattr(cpu_kernels, "has_amx", lambda: amx)
+
+
 def relative_error(value: Tensor, expected: Tensor) -> float:
     return ((value.double() - expected).norm() / expected.norm()).item()
 
@@ -32,11 +40,12 @@ def assert_computes(
     inputs: Sequence[Tensor],
     tolerance: float = 3e-6,
 ) -> None:
-    """Compare results and gradients with those of a reference in float64."""
+    """Compare results and gradients with those of a reference in float64, from the same inputs."""
     inputs = [t.detach().requires_grad_() for t in inputs]
     wide = [t.detach().double().requires_grad_() for t in inputs]
     expected = reference(*wide)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    grad = grad.to(inputs[0].dtype)
     wanted = torch.autograd.grad(expected, wide, grad.double())
     out = function(*inputs)
     assert relative_error(out, expected) < tolerance

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from kernel_checks import assert_computes, force, needs_kernels
+from kernel_checks import (
+    assert_computes,
+    choose_bfloat16,
+    force,
+    needs_kernels,
+    relative_error,
+)
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -22,19 +28,20 @@ def call(layer, names):
     )
 
 
+SHAPES = [
+    (64, 3, 1.25, 1, 35, 70),  # ESC's own, more than a tile
+    (16, 3, 1.3, 2, 33, 65),  # hidden channels that are no multiple of a vector
+    (48, 5, 1.5, 1, 5, 3),
+    (32, 7, 1, 1, 4, 40),
+    (16, 1, 2, 3, 1, 1),
+]
+SHAPE = ("dim", "kernel_size", "ratio", "batch", "height", "image_width")
+
+
 @needs_kernels
 @pytest.mark.parametrize("width", [4, 8, 16])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(
-    ("dim", "kernel_size", "ratio", "batch", "height", "image_width"),
-    [
-        (64, 3, 1.25, 1, 35, 70),  # ESC's own, more than a tile
-        (16, 3, 1.3, 2, 33, 65),  # hidden channels that are no multiple of a vector
-        (48, 5, 1.5, 1, 5, 3),
-        (32, 7, 1, 1, 4, 40),
-        (16, 1, 2, 3, 1, 1),
-    ],
-)
+@pytest.mark.parametrize(SHAPE, SHAPES)
 def test_the_kernel_computes_the_formula_and_its_gradients(
     dim, kernel_size, ratio, batch, height, image_width, width, threads, monkeypatch
 ):
@@ -45,6 +52,41 @@ def test_the_kernel_computes_the_formula_and_its_gradients(
     assert conv_ffn.can_fuse(x, layer.proj, layer.dwc, layer.aggr)
     function = call(layer, names)
     assert_computes(function, function, [x, *weights])
+
+
+@needs_kernels
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(SHAPE, SHAPES)
+def test_bfloat16_is_rounded_seldom(
+    dim, kernel_size, ratio, batch, height, image_width, amx, threads, monkeypatch
+):
+    choose_bfloat16(monkeypatch, amx, threads)
+    layer = layer_of(dim, kernel_size, ratio).bfloat16()
+    names, weights = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(batch, dim, height, image_width).bfloat16()
+    function = call(layer, names)
+    assert_computes(function, function, [x, *weights], tolerance=6e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("amx", [True, False])
+def test_autocast_trains_float32_weights_in_bfloat16(amx, monkeypatch):
+    choose_bfloat16(monkeypatch, amx, 1)
+    layer = layer_of(32, 3, 2)
+    x = torch.randn(2, 32, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv_ffn.can_fuse(x, layer.proj, layer.dwc, layer.aggr)
+        out = layer(x)
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    exact = layer_of(32, 3, 2).double()
+    expected = exact(x.double())
+    expected.square().sum().backward()
+    assert relative_error(out, expected) < 1e-2
+    for ours, theirs in zip(layer.parameters(), exact.parameters(), strict=True):
+        assert ours.grad.dtype == torch.float32
+        assert relative_error(ours.grad, theirs.grad) < 2e-2
 
 
 @needs_kernels
@@ -71,10 +113,11 @@ def test_gelu_is_exact_far_out():
 
 
 @needs_kernels
-def test_what_is_not_finite_is_not_hidden():
-    layer = layer_of(16, 3, 2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_is_not_hidden(dtype):
+    layer = layer_of(16, 3, 2).to(dtype)
     for value in (float("nan"), float("inf")):
-        x = torch.randn(1, 16, 9, 9)
+        x = torch.randn(1, 16, 9, 9).to(dtype)
         x[0, 3, 4, 4] = value
         assert not layer(x)[0, :, 4, 4].isfinite().any()
 

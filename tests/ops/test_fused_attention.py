@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from kernel_checks import force, needs_kernels, relative_error
+from kernel_checks import choose_bfloat16, force, needs_kernels, relative_error
 
 from esc_arch.ops import cpu_kernels, fused_attention
 from esc_arch.ops.attention import (
@@ -64,6 +64,52 @@ def test_it_computes_the_formula_and_its_gradients(
 
 
 @needs_kernels
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("heads", "w", "dim", "height", "width"),
+    [
+        (4, 32, 16, 64, 64),  # ESC's own
+        (3, 32, 16, 37, 50),  # windows that reach beyond the image
+        (2, 8, 12, 20, 9),
+        (1, 5, 7, 4, 17),  # nothing a multiple of anything
+        (2, 48, 16, 50, 100),
+        (2, 33, 8, 33, 40),
+        (2, 16, 24, 20, 20),  # more channels than a tile has
+        (2, 1, 4, 3, 3),
+    ],
+)
+def test_bfloat16_is_rounded_seldom(heads, w, dim, height, width, amx, threads, monkeypatch):
+    choose_bfloat16(monkeypatch, amx, threads)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, height, width, 3 * heads * dim, generator=generator).permute(0, 3, 1, 2)
+    table = torch.randn(heads, (2 * w - 1) ** 2, generator=generator)
+    q, k, v = qkv.bfloat16().chunk(3, dim=1)
+    for factor in (1, 40, 1e4):
+        scaled = factor * q
+        with torch.no_grad():
+            out = feature_attention(scaled, k, v, table, w)
+            padded = [pad_to_multiple(x.double(), w) for x in (scaled, k, v)]
+            expected = feature_attention(*padded, table.double(), w, "Naive")
+        assert out.dtype == torch.bfloat16
+        assert relative_error(out, expected[..., :height, :width]) < 4e-3
+
+
+@needs_kernels
+@pytest.mark.parametrize("amx", [True, False])
+def test_gradients_in_bfloat16(amx, monkeypatch):
+    choose_bfloat16(monkeypatch, amx, 2)
+    (*qkv, table), grad = inputs(2, 4, 32, 16)
+    leaves = [*(t.detach().bfloat16().requires_grad_() for t in qkv), table]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    grad = grad.bfloat16()
+    expected = torch.autograd.grad(naive(*wide, 32), wide, grad.double())
+    out = window_attention(*leaves, 32, "Fused")
+    for value, wanted in zip(torch.autograd.grad(out, leaves, grad), expected, strict=True):
+        assert relative_error(value, wanted) < 6e-3
+
+
+@needs_kernels
 def test_large_scores_neither_overflow_nor_vanish():
     leaves, _ = inputs(1, 2, 8, 16)
     q, k, v, table = (t.detach() for t in leaves)
@@ -75,10 +121,11 @@ def test_large_scores_neither_overflow_nor_vanish():
 
 @needs_kernels
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden(value):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_is_not_hidden(value, dtype):
     leaves, _ = inputs(1, 1, 8, 16)
     for which in range(3):
-        changed = [t.detach().clone() for t in leaves]
+        changed = [t.detach().clone().to(dtype) for t in leaves]
         changed[which][0, 0, 5, 3] = value
         assert not window_attention(*changed, 8, "Fused").isfinite().all()
 
@@ -124,7 +171,8 @@ def test_gradients_want_whole_windows():
 
 
 @needs_kernels
-def test_scores_whose_bound_is_far_above_them_are_weighed_by_the_largest():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
+def test_scores_whose_bound_is_far_above_them_are_weighed_by_the_largest(dtype, tolerance):
     # |q| |k| says 200 where no score is above 0, so 2^(score - 200) would be nothing.
     w = 8
     q = torch.zeros(1, 2, w, w)
@@ -134,7 +182,8 @@ def test_scores_whose_bound_is_far_above_them_are_weighed_by_the_largest():
     k[0, 0, 3, 3] = -1.0
     v = torch.randn(1, 2, w, w, generator=torch.Generator().manual_seed(0))
     table = torch.zeros(1, (2 * w - 1) ** 2)
+    q, k, v = (t.to(dtype) for t in (q, k, v))
     with torch.no_grad():
         out = feature_attention(q, k, v, table, w)
         expected = feature_attention(*(t.double() for t in (q, k, v, table)), w, "Naive")
-    assert relative_error(out, expected) < 2e-6
+    assert relative_error(out, expected) < tolerance

@@ -5,7 +5,13 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import assert_computes, force, needs_kernels, relative_error
+from kernel_checks import (
+    assert_computes,
+    choose_bfloat16,
+    force,
+    needs_kernels,
+    relative_error,
+)
 
 from esc_arch.archs.conv_attn_arch import ConvAttn
 from esc_arch.ops import cpu_kernels, large_kernel
@@ -61,6 +67,14 @@ def test_the_kernel_computes_the_formula_and_its_gradients(shape, width, threads
     assert_computes(ours, each_image_by_itself, random_inputs(*shape))
 
 
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_is_rounded_seldom(shape):
+    inputs = [t.bfloat16() for t in random_inputs(*shape)]
+    # The mean over the group D4 is rounded.
+    assert_computes(ours, each_image_by_itself, inputs, tolerance=8e-3)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_torchs_convolutions_compute_the_formula_and_its_gradients(shape):
     with cpu_kernels.switched_off():
@@ -105,18 +119,21 @@ def test_the_depthwise_kernel_computes_the_formula_and_its_gradients(
 
 
 @needs_kernels
-def test_the_kernels_run_for_float32_alone_and_never_in_a_trace():
+def test_the_kernels_run_for_what_they_take_and_never_in_a_trace():
     inputs = random_inputs(1, 16, 8, 8, 5)
     with mock.patch.object(large_kernel, "symmetric_conv", wraps=large_kernel.symmetric_conv) as op:
         ours(*inputs)
-        assert op.call_count == 1
-        ours(*(t.double() for t in inputs))
+        ours(*(t.bfloat16() for t in inputs))
         with torch.autocast("cpu", torch.bfloat16):
+            assert ours(*inputs).dtype == torch.bfloat16
+        assert op.call_count == 3
+        ours(*(t.double() for t in inputs))
+        with torch.autocast("cpu", torch.float16):
             ours(*inputs)
         traced = torch.jit.trace(ours, inputs, check_trace=False)
         with cpu_kernels.switched_off():
             ours(*inputs)
-        assert op.call_count == 1
+        assert op.call_count == 3
     assert "esc::" not in str(traced.graph)
 
 
@@ -148,6 +165,41 @@ def test_all_of_conv_attn_in_one_pass_is_its_layers(dim, pdim, width, threads, m
         out = module(x, kernel, skip)
         expected = module.double()(x.double(), kernel.double(), skip.double())
     assert relative_error(out, expected) < 3e-6
+
+
+@needs_kernels
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("dim", "pdim", "kernel_size", "height", "width"),
+    [
+        (64, 16, 13, 35, 70),
+        (48, 16, 5, 3, 130),
+        (16, 16, 3, 1, 1),
+        (16, 16, 1, 9, 9),
+        (16, 6, 5, 9, 9),
+    ],
+)
+def test_all_of_conv_attn_in_bfloat16_is_its_layers(
+    dim, pdim, kernel_size, height, width, amx, threads, monkeypatch
+):
+    choose_bfloat16(monkeypatch, amx, threads)
+    torch.manual_seed(0)
+    module = ConvAttn(dim, pdim, kernel_size).bfloat16()
+    torch.nn.init.normal_(module.plk.dwc_proj[-1].weight)
+    x, skip = torch.randn(2, 2, dim, height, width).bfloat16().unbind(0)
+    kernel = d4_mean(module.plk_filter)
+    with torch.no_grad():
+        assert large_kernel.can_fuse(x, kernel, skip, module.aggr)
+        # What each image's own kernels are made from is for torch to compute.
+        kernels = module.plk.kernels(x[:, :pdim])
+        monkeypatch.setattr(module.plk, "kernels", lambda _: kernels)
+        out = module(x, kernel, skip)
+        assert out.dtype == torch.bfloat16
+        module.double()
+        monkeypatch.setattr(module.plk, "kernels", lambda _: kernels.double())
+        expected = module(x.double(), kernel.double(), skip.double())
+    assert relative_error(out, expected) < 6e-3
 
 
 @needs_kernels

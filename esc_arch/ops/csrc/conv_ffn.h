@@ -8,7 +8,7 @@ void conv_ffn(const Image& image, const Tile& tile, const EscConvFfn& weights, c
   const int columns = tile.column_end - tile.column;
   Scratch scratch;
   Ring ring(image, tile, reach, hidden, scratch);
-  float* mixed = scratch.floats(columns * hidden);
+  float* mixed = scratch.array<float>(columns * hidden);
   for (int row = tile.row; row < tile.row_end; ++row) {
     ring.advance([&](int row, int first, int last, float* to) {
       multiply(last - first, hidden, image.channels, image.pixel(row, first), image.pixel_stride, 1,
@@ -42,9 +42,9 @@ void conv_ffn_backward(const Image& image, const Tile& tile, const EscConvFfn& w
   // What proj makes, and its GELU; the gradients of h + GELU(dwc(h)) and of what dwc makes.
   Ring before(image, tile, 2 * reach, hidden, scratch), after(image, tile, 2 * reach, hidden, scratch);
   Ring grad_mixed(image, tile, reach, hidden, scratch), grad_inner(image, tile, reach, hidden, scratch);
-  float* inner = scratch.floats((columns + 2 * reach) * hidden);
-  float* mixed = scratch.floats(columns * hidden);
-  float* grad_before = scratch.floats(columns * hidden);
+  float* inner = scratch.array<float>((columns + 2 * reach) * hidden);
+  float* mixed = scratch.array<float>(columns * hidden);
+  float* grad_before = scratch.array<float>(columns * hidden);
   for (int row = tile.row; row < tile.row_end; ++row) {
     before.advance([&](int y, int first, int last, float* to) {
       multiply(last - first, hidden, channels, image.pixel(y, first), image.pixel_stride, 1,

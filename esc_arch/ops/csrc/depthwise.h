@@ -3,7 +3,7 @@
 // `kernel` (C, K, K) as (K, K, channels), channels padded by zeros.
 inline float* pack_depthwise(const float* kernel, int size, int channels, int padded,
                              Scratch& scratch) {
-  float* packed = scratch.floats(size * size * padded);
+  float* packed = scratch.array<float>(size * size * padded);
   std::memset(packed, 0, sizeof(float) * size * size * padded);
   for (int c = 0; c < channels; ++c)
     for (int i = 0; i < size * size; ++i) packed[i * padded + c] = kernel[c * size * size + i];
@@ -29,7 +29,7 @@ void convolve_depthwise(int size, const Image& image, const Tile& tile, const fl
   Scratch scratch;
   Ring ring(image, tile, size / 2, channels, scratch);
   const float* packed = pack_depthwise(kernel, size, image.channels, channels, scratch);
-  float* sums = scratch.floats(columns * channels);
+  float* sums = scratch.array<float>(columns * channels);
   for (int row = tile.row; row < tile.row_end; ++row) {
     ring.advance(copy_pixels(image, channels));
     depthwise(ring.kernel_rows(size / 2, 0).data(), size, columns, channels, packed, nullptr, sums);
@@ -45,8 +45,8 @@ void convolve_depthwise_backward(int size, const Image& image, const Tile& tile,
   const int channels = round_up(image.channels, WIDTH), columns = tile.column_end - tile.column;
   Scratch scratch;
   Ring ring(image, tile, size / 2, channels, scratch);
-  float* grads = scratch.floats(columns * channels);
-  float* sums = scratch.floats(size * size * channels);
+  float* grads = scratch.array<float>(columns * channels);
+  float* sums = scratch.array<float>(size * size * channels);
   std::memset(grads, 0, sizeof(float) * columns * channels);
   std::memset(sums, 0, sizeof(float) * size * size * channels);
   for (int row = tile.row; row < tile.row_end; ++row) {

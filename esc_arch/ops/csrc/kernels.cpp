@@ -1,13 +1,15 @@
-// The networks' own operations on the CPU in float32: what esc_arch/ops/cpu_kernels.py calls.
+// The networks' own operations on the CPU: what esc_arch/ops/cpu_kernels.py calls.
 //
 // Plain functions on pointers and strides. Tasks (windows and heads, or tiles of images) are shared
 // out among OpenMP's threads, which are torch's own where both use one runtime. The same source is
 // compiled for several instruction sets, and the best that the machine has is chosen when it runs.
 
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+
 #include <vector>
 
 #ifdef _OPENMP
@@ -19,25 +21,41 @@
 #include <immintrin.h>
 #endif
 
+#if defined(HAS_WIDER) && defined(__linux__) && __GNUC__ >= 11
+#define HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 constexpr float LOG2_E = 1.44269504f;
+typedef std::uint16_t bfloat16;  // Its bits.
 
 // One image of a batch in channels_last: the channels of a pixel lie side by side.
-struct Image {
-  float* data;
+template <class Value>
+struct ImageOf {
+  Value* data;
   long row_stride, pixel_stride;
   int height, width, channels;
-  float* pixel(int row, int column) const { return data + row * row_stride + column * pixel_stride; }
+  Value* pixel(int row, int column) const { return data + row * row_stride + column * pixel_stride; }
 };
+using Image = ImageOf<float>;
 
 // Part of an image that one task computes.
 struct Tile {
   int row, row_end, column, column_end;
 };
 
-inline int smaller(int a, int b) { return a < b ? a : b; }
-inline int larger(int a, int b) { return a > b ? a : b; }
+template <class Number>
+Number smaller(Number a, Number b) {
+  return a < b ? a : b;
+}
+template <class Number>
+Number larger(Number a, Number b) {
+  return a > b ? a : b;
+}
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // A pixel of an image that is continued beyond its end by reflection, again and again.
@@ -50,16 +68,18 @@ inline int reflect(int position, int size) {
 
 // One window of one head's channels; `rows` and `columns` of it lie in the image, the others in its
 // padding by reflection.
-struct Window {
-  float* data;
+template <class Value>
+struct WindowOf {
+  Value* data;
   long dim_stride, row_stride, column_stride;
   int size, rows, columns, row, column, height, width;
 
-  float& operator()(int y, int x, int d) const {
-    return data[reflect(row + y, height) * row_stride + reflect(column + x, width) * column_stride +
-                d * dim_stride];
+  Value* pixel(int y, int x) const {
+    return data + reflect(row + y, height) * row_stride + reflect(column + x, width) * column_stride;
   }
+  Value& operator()(int y, int x, int d) const { return pixel(y, x)[d * dim_stride]; }
 };
+using Window = WindowOf<float>;
 
 // Calls work(task, thread) for all tasks; which thread does which is always the same, so that sums
 // by thread are.
@@ -76,8 +96,10 @@ void share_out(int threads, long tasks, const Work& work) {
 // Aligned memory that lives as long as this.
 class Scratch {
  public:
-  float* floats(int count) { return static_cast<float*>(bytes(sizeof(float) * count)); }
-  int* ints(int count) { return static_cast<int*>(bytes(sizeof(int) * count)); }
+  template <class Value>
+  Value* array(long count) {
+    return static_cast<Value*>(bytes(sizeof(Value) * count));
+  }
 
  private:
   struct Free {
@@ -98,6 +120,7 @@ struct EscConvFfn {
   const float *dwc, *dwc_bias;    // (K, K, hidden), (hidden)
   const float *aggr, *aggr_bias;  // (hidden, C), (C)
   const float *proj_turned, *dwc_turned, *aggr_turned;  // (hidden, C), (K, K, hidden), (C, hidden)
+  const bfloat16 *proj_tiles, *aggr_tiles;              // See amx_conv_ffn.h.
   int hidden, kernel_size;
 };
 
@@ -140,6 +163,18 @@ namespace width16 {
 #pragma GCC pop_options
 #endif
 
+#ifdef HAS_AMX
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,prefer-vector-width=512")
+namespace amx {
+#include "amx.h"
+#include "amx_attention.h"
+#include "amx_conv_attn.h"
+#include "amx_conv_ffn.h"
+}  // namespace amx
+#pragma GCC pop_options
+#endif
+
 }  // namespace
 
 // One of a function's versions.
@@ -150,22 +185,9 @@ namespace width16 {
 #define BEST(width, function) width4::function
 #endif
 
-extern "C" {
-
-// Floats in a vector of the best instruction set that this machine has.
-int esc_widest() {
-#ifdef HAS_WIDER
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return 16;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
-#endif
-  return 4;
-}
-
 // A tensor of four dimensions and its strides in elements.
 struct EscTensor {
-  float* data;
+  void* data;
   long strides[4];
 };
 
@@ -177,10 +199,12 @@ struct EscWindows {
   int columns() const { return (width + size - 1) / size; }
   long count() const { return long(batch) * rows() * columns() * heads; }
   int head(long task) const { return task % heads; }
-  Window of(const EscTensor& tensor, long task) const {
+  template <class Value = float>
+  WindowOf<Value> of(const EscTensor& tensor, long task) const {
     const long window = task / heads;
     const int row = window / columns() % rows() * size, column = window % columns() * size;
-    float* data = tensor.data + window / columns() / rows() * tensor.strides[0] +
+    Value* data = static_cast<Value*>(tensor.data) +
+                  window / columns() / rows() * tensor.strides[0] +
                   head(task) * dim * tensor.strides[1];
     return {data, tensor.strides[1], tensor.strides[2], tensor.strides[3], size,
             smaller(size, height - row), smaller(size, width - column), row, column, height, width};
@@ -195,8 +219,9 @@ struct EscTiles {
   int columns() const { return (width + tile_width - 1) / tile_width; }
   long count() const { return long(batch) * rows() * columns(); }
   int image(long task) const { return task / (rows() * columns()); }
-  Image image_of(const EscTensor& tensor, long task) const {
-    return {tensor.data + image(task) * tensor.strides[0], tensor.strides[2], tensor.strides[3],
+  template <class Value = float>
+  ImageOf<Value> image_of(const EscTensor& tensor, long task) const {
+    return {static_cast<Value*>(tensor.data) + image(task) * tensor.strides[0], tensor.strides[2], tensor.strides[3],
             height, width, channels};
   }
   Tile tile(long task) const {
@@ -205,6 +230,28 @@ struct EscTiles {
     return {row, smaller(row + tile_height, height), column, smaller(column + tile_width, width)};
   }
 };
+
+extern "C" {
+
+// Floats in a vector of the best instruction set that this machine has.
+int esc_widest() {
+#ifdef HAS_WIDER
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    return 16;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
+#endif
+  return 4;
+}
+
+// Whether the functions in bfloat16, esc_amx_..., can run.
+int esc_amx_is_usable() {
+#ifdef HAS_AMX
+  return amx::amx_is_usable();
+#else
+  return false;
+#endif
+}
 
 // `table` is (heads, (2 w - 1)^2), `log_sums` (B, windows, heads, w * w).
 void esc_window_attention_forward(int width, int threads, const EscWindows* windows,
@@ -218,6 +265,23 @@ void esc_window_attention_forward(int width, int threads, const EscWindows* wind
             table + windows->head(task) * table_size, windows->of(*out, task),
             log_sums + task * pixels);
   });
+}
+
+// The same in bfloat16 but for `table` and `log_sums`; heads have up to 16 channels, side by side.
+void esc_amx_window_attention_forward(int threads, const EscWindows* windows, const EscTensor* q,
+                                      const EscTensor* k, const EscTensor* v, const float* table,
+                                      const EscTensor* out, float* log_sums) {
+#ifdef HAS_AMX
+  const long pixels = long(windows->size) * windows->size;
+  const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
+  share_out(threads, windows->count(), [&](long task, int) {
+    amx::TileAttention attention(windows->dim, windows->of<bfloat16>(*k, task),
+                                 windows->of<bfloat16>(*v, task),
+                                 table + windows->head(task) * table_size);
+    attention.forward(windows->of<bfloat16>(*q, task), windows->of<bfloat16>(*out, task),
+                      log_sums + task * pixels);
+  });
+#endif
 }
 
 // Windows must be whole. `grad_tables` is (threads, heads, (2 w - 1)^2 + 16); what is past a table's
@@ -267,6 +331,20 @@ void esc_conv_attn(int width, int threads, int kernel_size, const EscTiles* tile
   });
 }
 
+// All of ConvAttn in bfloat16, see amx_conv_attn.h; `taps` is (B, ...).
+void esc_amx_conv_attn(int threads, int kernel_size, const EscTiles* tiles, const EscTensor* x,
+                       const bfloat16* taps, const bfloat16* aggr, const float* aggr_bias,
+                       const EscTensor* skip, const EscTensor* out) {
+#ifdef HAS_AMX
+  const long kernel = long(kernel_size) * ((kernel_size + 1) / 2) * amx::TILE_VALUES;
+  share_out(threads, tiles->count(), [&](long task, int) {
+    amx::conv_attn(kernel_size, tiles->image_of<bfloat16>(*x, task), tiles->tile(task),
+                   taps + tiles->image(task) * kernel, aggr, aggr_bias,
+                   tiles->image_of<bfloat16>(*skip, task), tiles->image_of<bfloat16>(*out, task));
+  });
+#endif
+}
+
 // Each thread's own sums: `grad_taps` (threads, taps, C in, C out), `grad_kernels` (threads, B, C,
 // 3, 3).
 void esc_convolve_backward(int width, int threads, int kernel_size, const EscTiles* tiles,
@@ -313,6 +391,16 @@ void esc_conv_ffn(int width, int threads, const EscTiles* tiles, const EscTensor
   share_out(threads, tiles->count(), [&](long task, int) {
     conv_ffn(tiles->image_of(*x, task), tiles->tile(task), *weights, tiles->image_of(*out, task));
   });
+}
+
+void esc_amx_conv_ffn(int threads, const EscTiles* tiles, const EscTensor* x,
+                      const EscConvFfn* weights, const EscTensor* out) {
+#ifdef HAS_AMX
+  share_out(threads, tiles->count(), [&](long task, int) {
+    amx::conv_ffn(tiles->image_of<bfloat16>(*x, task), tiles->tile(task), *weights,
+                  tiles->image_of<bfloat16>(*out, task));
+  });
+#endif
 }
 
 // `grads` is (threads, as many as all weights but the turned ones have), in the order of EscConvFfn.

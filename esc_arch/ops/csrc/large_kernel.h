@@ -50,8 +50,8 @@ void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block,
   const int channels = at.padded_channels, reach = at.reach;
   const int across = (at.columns + 2 * reach) * channels;
   // Pixels e rows above and below, added: (e, columns and both margins, channels).
-  float* vertical = scratch.floats((reach + 1) * across);
-  float* folded = scratch.floats(block * at.depth);
+  float* vertical = scratch.array<float>((reach + 1) * across);
+  float* folded = scratch.array<float>(block * at.depth);
   for (int row = tile.row; row < tile.row_end; ++row) {
     ring.advance(copy_pixels(image, at.padded_channels));
     std::memcpy(vertical, ring.at(0, -reach), sizeof(float) * across);
@@ -90,9 +90,9 @@ void convolve_and(int kernel_size, const Image& image, const Tile& tile, const f
   const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
   const int channels = at.padded_channels;
   Scratch scratch;
-  float* taps_packed = scratch.floats(at.depth * channels);
+  float* taps_packed = scratch.array<float>(at.depth * channels);
   const float* kernel_packed = pack_depthwise(kernel, 3, at.channels, channels, scratch);
-  float* sums = scratch.floats(FOLD_PIXELS * channels);
+  float* sums = scratch.array<float>(FOLD_PIXELS * channels);
   std::memset(taps_packed, 0, sizeof(float) * at.depth * channels);
   for (int tap = 0; tap < at.taps; ++tap)
     for (int c = 0; c < at.channels; ++c)
@@ -146,9 +146,9 @@ void convolve_backward(int kernel_size, const Image& image, const Tile& tile, co
   const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
   const int channels = at.padded_channels;
   Scratch scratch;
-  float* taps_sums = scratch.floats(at.depth * channels);
-  float* kernel_sums = scratch.floats(9 * channels);
-  float* grads = scratch.floats(FOLD_PIXELS_BACKWARD * channels);
+  float* taps_sums = scratch.array<float>(at.depth * channels);
+  float* kernel_sums = scratch.array<float>(9 * channels);
+  float* grads = scratch.array<float>(FOLD_PIXELS_BACKWARD * channels);
   std::memset(taps_sums, 0, sizeof(float) * at.depth * channels);
   std::memset(kernel_sums, 0, sizeof(float) * 9 * channels);
   std::memset(grads, 0, sizeof(float) * FOLD_PIXELS_BACKWARD * channels);

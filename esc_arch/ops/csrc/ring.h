@@ -2,13 +2,15 @@
 class Ring {
  public:
   // A row has the tile's columns and `margin` more on either side, of `channels` each.
-  Ring(const Image& image, const Tile& tile, int margin, int channels, Scratch& scratch)
-      : image(image),
+  template <class Value>
+  Ring(const ImageOf<Value>& image, const Tile& tile, int margin, int channels, Scratch& scratch)
+      : height(image.height),
+        width(image.width),
         tile(tile),
         margin(margin),
         channels(channels),
         current(tile.row - 1),
-        rows(scratch.floats((2 * margin + 1) * row_size())) {}
+        rows(scratch.array<float>((2 * margin + 1) * row_size())) {}
 
   // Moves to the next row. `fill(row, first, last, to)` makes the pixels of the image's columns from
   // `first` to `last`; what lies outside the image is zero.
@@ -17,9 +19,9 @@ class Ring {
     const int next = ++current == tile.row ? tile.row - margin : current + margin;
     for (int row = next; row <= current + margin; ++row) {
       std::memset(slot(row), 0, sizeof(float) * row_size());
-      if (row < 0 || row >= image.height) continue;
+      if (row < 0 || row >= height) continue;
       const int first = larger(tile.column - margin, 0);
-      const int last = smaller(tile.column_end + margin, image.width);
+      const int last = smaller(tile.column_end + margin, width);
       fill(row, first, last, slot(row) + (first - tile.column + margin) * channels);
     }
   }
@@ -38,7 +40,7 @@ class Ring {
   }
 
  private:
-  const Image& image;
+  const int height, width;
   const Tile& tile;
   const int margin, channels;
   int current;

@@ -44,6 +44,17 @@ inline Vec exp2(Vec x) {
   return reinterpret_cast<const Vec&>(bits);
 }
 
+inline Vec reciprocal(Vec x) {
+#if WIDTH == 16
+  // A quarter of a division's time, and as exact: an estimate of 14 bits, and one step of Newton's.
+  const __m512 estimate = _mm512_rcp14_ps(reinterpret_cast<const __m512&>(x));
+  const Vec first = reinterpret_cast<const Vec&>(estimate);
+  return first * (2 - x * first);
+#else
+  return 1 / x;
+#endif
+}
+
 // The normal distribution function Phi, with an absolute error of 3e-8: 1/2 + x P(x^2) / Q(x^2).
 // Coefficients: own minimax fit on [0, 5.6], where Phi is within 1e-8 of 1.
 inline Vec normal(Vec x) {
@@ -61,7 +72,7 @@ inline Vec normal(Vec x) {
   below = below * square + 2.89399873e-02f;
   below = below * square + 2.52833405e-01f;
   below = below * square + 1.f;
-  return inner * above / below + 0.5f;
+  return inner * above * reciprocal(below) + 0.5f;
 }
 
 inline Vec gelu(Vec x) { return x * normal(x); }
@@ -137,6 +148,10 @@ void multiply(int rows, int columns, int depth, const float* a, long a_row, long
   int column = 0;
   for (; column + 2 * WIDTH <= columns; column += 2 * WIDTH) {
     int row = 0;
+#if WIDTH == 16
+    for (; row + 12 <= rows; row += 12)
+      multiply_tile<12, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
+#endif
     for (; row + 6 <= rows; row += 6)
       multiply_tile<6, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
     for (; row + 4 <= rows; row += 4)

@@ -46,9 +46,9 @@ struct Places {
 
   Places(const Layout& at, Scratch& scratch)
       : at(at),
-        query(scratch.ints(at.queries)),
-        key(scratch.ints(at.keys / WIDTH)),
-        mask(scratch.floats(at.keys)) {
+        query(scratch.array<int>(at.queries)),
+        key(scratch.array<int>(at.keys / WIDTH)),
+        mask(scratch.array<float>(at.keys)) {
     for (int i = 0; i < at.queries; ++i) {
       const int pixel = smaller(i, at.pixels - 1);  // The padding repeats the last query.
       const int row = pixel / at.columns, column = pixel % at.columns;
@@ -192,13 +192,13 @@ void forward_of(const Layout& at, const Window& q, const Window& k, const Window
                 const float* table, const Window& out, float* log_sums) {
   Scratch scratch;
   const Places places(at, scratch);
-  float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
-  float* q_packed = scratch.floats(at.queries * at.padded_dim);
-  float* k_packed = scratch.floats(at.key_stride * at.padded_dim);
-  float* v_packed = scratch.floats(at.keys * at.padded_dim);
-  float* scores = scratch.floats(FORWARD_QUERIES * FORWARD_KEYS);
-  float* sums = scratch.floats(FORWARD_QUERIES * at.padded_dim);
-  float* totals = scratch.floats(FORWARD_QUERIES * WIDTH);
+  float* table_packed = scratch.array<float>(at.table_width * at.table_width + WIDTH);
+  float* q_packed = scratch.array<float>(at.queries * at.padded_dim);
+  float* k_packed = scratch.array<float>(at.key_stride * at.padded_dim);
+  float* v_packed = scratch.array<float>(at.keys * at.padded_dim);
+  float* scores = scratch.array<float>(FORWARD_QUERIES * FORWARD_KEYS);
+  float* sums = scratch.array<float>(FORWARD_QUERIES * at.padded_dim);
+  float* totals = scratch.array<float>(FORWARD_QUERIES * WIDTH);
   pack_table(at, table, table_packed);
   pack_queries(at, q, LOG2_E / std::sqrt(float(at.dim)), q_packed);
   pack_keys_transposed(at, k, k_packed);
@@ -259,18 +259,18 @@ void backward_of(const Layout& at, const Window& q, const Window& k, const Windo
   Scratch scratch;
   const Places places(at, scratch);
   const int query_size = at.queries * at.padded_dim, key_size = at.key_stride * at.padded_dim;
-  float* table_packed = scratch.floats(at.table_width * at.table_width + WIDTH);
-  float* q_packed = scratch.floats(query_size);
-  float* out_packed = scratch.floats(query_size);
-  float* grad_out_packed = scratch.floats(query_size);
-  float* k_packed = scratch.floats(key_size);
-  float* k_transposed = scratch.floats(key_size);
-  float* v_transposed = scratch.floats(key_size);
-  float* grad_k_sums = scratch.floats(key_size);
-  float* grad_v_sums = scratch.floats(key_size);
-  float* grad_q_sums = scratch.floats(BACKWARD_QUERIES * at.padded_dim);
-  float* weights = scratch.floats(BACKWARD_QUERIES * BACKWARD_KEYS);
-  float* grad_scores = scratch.floats(BACKWARD_QUERIES * BACKWARD_KEYS);
+  float* table_packed = scratch.array<float>(at.table_width * at.table_width + WIDTH);
+  float* q_packed = scratch.array<float>(query_size);
+  float* out_packed = scratch.array<float>(query_size);
+  float* grad_out_packed = scratch.array<float>(query_size);
+  float* k_packed = scratch.array<float>(key_size);
+  float* k_transposed = scratch.array<float>(key_size);
+  float* v_transposed = scratch.array<float>(key_size);
+  float* grad_k_sums = scratch.array<float>(key_size);
+  float* grad_v_sums = scratch.array<float>(key_size);
+  float* grad_q_sums = scratch.array<float>(BACKWARD_QUERIES * at.padded_dim);
+  float* weights = scratch.array<float>(BACKWARD_QUERIES * BACKWARD_KEYS);
+  float* grad_scores = scratch.array<float>(BACKWARD_QUERIES * BACKWARD_KEYS);
   const float scale = 1 / std::sqrt(float(at.dim));
   pack_table(at, table, table_packed);
   pack_queries(at, q, LOG2_E * scale, q_packed);

@@ -95,6 +95,7 @@ def library() -> ctypes.CDLL | None:
         "window_attention_forward": attention,
         "amx_window_attention_forward": attention[1:],
         "window_attention_backward": [*attention, *[tensor] * 4, pointer],
+        "amx_window_attention_backward": [*attention[1:], *[tensor] * 4, pointer],
         "convolve": [*convolution, pointer, pointer, tensor],
         "convolve_backward": [*convolution, tensor, pointer, pointer],
         "conv_attn": [*convolution, integer, *[pointer] * 4, tensor, tensor],

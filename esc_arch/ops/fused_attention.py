@@ -18,6 +18,17 @@ def _windows_of(q: Tensor, heads: int, window_size: int) -> tuple[cpu_kernels.CW
     return windows, count, count * channels * window_size**4
 
 
+def _function_for(
+    q: Tensor, windows: cpu_kernels.CWindows, name: str
+) -> tuple[Callable[..., None], Callable[[Tensor], Tensor]]:
+    """Choose a kernel for inputs like `q`; return what the inputs must become as well."""
+    library = cpu_kernels.library()
+    if q.dtype == torch.bfloat16 and windows.dim <= 16 and cpu_kernels.has_amx():
+        return getattr(library, f"esc_amx_{name}"), cpu_kernels.channels_last
+    function = getattr(library, f"esc_{name}")
+    return partial(function, cpu_kernels.vector_width()), Tensor.float
+
+
 @torch.library.custom_op("esc::window_attention", mutates_args=(), device_types="cpu")
 def window_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
@@ -37,26 +48,22 @@ def window_attention_forward(
         The result (B, heads * D, H, W), and log2 of each query's sum of exponentials
         (windows, heads, w * w), which the backward needs.
     """
-    out = torch.empty_like(q, memory_format=torch.channels_last)
     heads = bias_table.shape[0]
     windows, count, products = _windows_of(q, heads, window_size)
     log_sums = q.new_empty(count, heads, window_size**2, dtype=torch.float32)
     bias_table = bias_table.contiguous()
-    threads = cpu_kernels.threads_for(2 * products)
-
-    def call(function: Callable[..., None], *tensors: Tensor) -> None:
-        q, k, v, out = (cpu_kernels.CTensor.of(t) for t in tensors)
-        function(threads, windows, q, k, v, bias_table.data_ptr(), out, log_sums.data_ptr())
-
-    library = cpu_kernels.library()
-    if q.dtype == torch.bfloat16 and windows.dim <= 16 and cpu_kernels.has_amx():
-        inputs = [cpu_kernels.channels_last(t) for t in (q, k, v)]
-        call(library.esc_amx_window_attention_forward, *inputs, out)
-        return out, log_sums
-    inputs = [t.float() for t in (q, k, v)]
-    wide = out.float()
-    call(partial(library.esc_window_attention_forward, cpu_kernels.vector_width()), *inputs, wide)
-    return wide.to(q.dtype), log_sums
+    function, prepare = _function_for(q, windows, "window_attention_forward")
+    inputs = [prepare(t) for t in (q, k, v)]
+    out = torch.empty_like(inputs[0], memory_format=torch.channels_last)
+    function(
+        cpu_kernels.threads_for(2 * products),
+        windows,
+        *(cpu_kernels.CTensor.of(t) for t in inputs),
+        bias_table.data_ptr(),
+        cpu_kernels.CTensor.of(out),
+        log_sums.data_ptr(),
+    )
+    return out.to(q.dtype), log_sums
 
 
 @window_attention_forward.register_fake
@@ -83,27 +90,28 @@ def window_attention_backward(
         raise ValueError(
             f"gradients want whole windows of {window_size}, not {tuple(q.shape[-2:])}"
         )
-    dtype = q.dtype
-    q, k, v, out, grad_out = (t.float() for t in (q, k, v, out, grad_out))
     bias_table, log_sums = bias_table.contiguous(), log_sums.contiguous()
-    grads = [torch.empty_like(q, memory_format=torch.channels_last) for _ in range(3)]
     heads = bias_table.shape[0]
     windows, _, products = _windows_of(q, heads, window_size)
     threads = cpu_kernels.threads_for(5 * products)
+    function, prepare = _function_for(q, windows, "window_attention_backward")
+    inputs = [prepare(t) for t in (q, k, v, out, grad_out)]
+    grads = [torch.empty_like(t, memory_format=torch.channels_last) for t in inputs[:3]]
     # Each thread sums into a table of its own; the kernel writes zeros past a table's end.
-    tables = q.new_zeros(threads, heads, bias_table.shape[1] + 16)
-    cpu_kernels.library().esc_window_attention_backward(
-        cpu_kernels.vector_width(),
+    tables = torch.zeros(threads, heads, bias_table.shape[1] + 16)
+    *qkv, out, grad_out = (cpu_kernels.CTensor.of(t) for t in inputs)
+    function(
         threads,
         windows,
-        *(cpu_kernels.CTensor.of(t) for t in (q, k, v)),
+        *qkv,
         bias_table.data_ptr(),
-        cpu_kernels.CTensor.of(out),
+        out,
         log_sums.data_ptr(),
-        *(cpu_kernels.CTensor.of(t) for t in (grad_out, *grads)),
+        grad_out,
+        *(cpu_kernels.CTensor.of(t) for t in grads),
         tables.data_ptr(),
     )
-    grads = [grad.to(dtype) for grad in grads]
+    grads = [grad.to(q.dtype) for grad in grads]
     return *grads, tables.sum(0)[:, : bias_table.shape[1]].contiguous()
 
 

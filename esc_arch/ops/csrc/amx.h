@@ -66,6 +66,16 @@ inline void store(bfloat16* to, Vec first, Vec second) {
   const __m512bh rounded = _mm512_cvtne2ps_pbh(wide(second), wide(first));
   *reinterpret_cast<__m512i_u*>(to) = reinterpret_cast<const __m512i&>(rounded);
 }
+// (first, second) of each place.
+inline void store_pairs(bfloat16* to, Vec first, Vec second) {
+  const __m512bh rounded = _mm512_cvtne2ps_pbh(wide(second), wide(first));
+  const __m512i order = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+      3, 18, 2, 17, 1, 16, 0);
+  *reinterpret_cast<__m512i_u*>(to) =
+      _mm512_permutexvar_epi16(order, reinterpret_cast<const __m512i&>(rounded));
+}
+
 // The upper half of a float, and what it stands for.
 inline bfloat16 bfloat16_of(float value) {
   std::uint32_t bits;

@@ -275,11 +275,11 @@ void esc_amx_window_attention_forward(int threads, const EscWindows* windows, co
   const long pixels = long(windows->size) * windows->size;
   const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
   share_out(threads, windows->count(), [&](long task, int) {
-    amx::TileAttention attention(windows->dim, windows->of<bfloat16>(*k, task),
-                                 windows->of<bfloat16>(*v, task),
-                                 table + windows->head(task) * table_size);
-    attention.forward(windows->of<bfloat16>(*q, task), windows->of<bfloat16>(*out, task),
-                      log_sums + task * pixels);
+    amx::TileForward forward(windows->dim, windows->of<bfloat16>(*k, task),
+                             windows->of<bfloat16>(*v, task),
+                             table + windows->head(task) * table_size);
+    forward.run(windows->of<bfloat16>(*q, task), windows->of<bfloat16>(*out, task),
+                log_sums + task * pixels);
   });
 #endif
 }
@@ -303,6 +303,27 @@ void esc_window_attention_backward(int width, int threads, const EscWindows* win
              windows->of(*grad_v, task),
              grad_tables + (long(thread) * windows->heads + head) * (table_size + 16));
   });
+}
+
+// The same in bfloat16 but for `table`, `log_sums` and `grad_tables`.
+void esc_amx_window_attention_backward(int threads, const EscWindows* windows, const EscTensor* q,
+                                       const EscTensor* k, const EscTensor* v, const float* table,
+                                       const EscTensor* out, const float* log_sums,
+                                       const EscTensor* grad_out, const EscTensor* grad_q,
+                                       const EscTensor* grad_k, const EscTensor* grad_v,
+                                       float* grad_tables) {
+#ifdef HAS_AMX
+  const long pixels = long(windows->size) * windows->size;
+  const long table_size = (2L * windows->size - 1) * (2 * windows->size - 1);
+  share_out(threads, windows->count(), [&](long task, int thread) {
+    const int head = windows->head(task);
+    const auto of = [&](const EscTensor* tensor) { return windows->of<bfloat16>(*tensor, task); };
+    amx::TileBackward backward(windows->dim, of(k), of(v), table + head * table_size);
+    backward.run(of(q), of(out), log_sums + task * pixels, of(grad_out), of(grad_q), of(grad_k),
+                 of(grad_v),
+                 grad_tables + (long(thread) * windows->heads + head) * (table_size + 16));
+  });
+#endif
 }
 
 // `taps` is (taps, C in, C out), `kernels` (B, C, 3, 3).

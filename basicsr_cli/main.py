@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from basicsr_cli import PluginError
+from basicsr_cli.memory import keep_freed_memory
 from sr_data.errors import UserError
 
 # Name of a subcommand -> its module. A module has HELP, add_arguments(parser) and run(args) -> int,
@@ -105,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
         _refuse(unknown, args.subparser)
+    if args.subcommand != "bench":  # Which measures what any process would see.
+        keep_freed_memory()
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -7,10 +7,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esc_arch.bench.measure import Measurement
 from esc_arch.checkpoint_io import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Row = dict[str, Any]
 
@@ -140,12 +143,13 @@ def draw_chart(prefix: Path, rows: Sequence[Row], title: str) -> Path | None:
     largest = max(memories) or 1
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    labels = []
     for index, (row, memory) in enumerate(zip(rows, memories, strict=True)):
         y = row["psnr_db"] if with_psnr else row["parameters"] / 1e3
         area = 60 + 1500 * memory / largest
         axes.scatter(row["latency_ms"], y, s=area, alpha=0.45, color=f"C{index % 10}")
         text = row["model"] + (f"\n{memory:,.0f} MB" if memory else "")
-        axes.annotate(text, (row["latency_ms"], y), ha="center", va="center", fontsize=7)
+        labels.append((text, row["latency_ms"], y))
     axes.set_xscale("log")
     axes.margins(0.18, 0.2)
     axes.set_xlabel("latency (ms), log scale")
@@ -156,6 +160,8 @@ def draw_chart(prefix: Path, rows: Sequence[Row], title: str) -> Path | None:
         axes.set_yscale("log")
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3, which="both")
+    figure.draw_without_rendering()
+    _place_labels(axes, labels)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     path = _with_suffix(prefix, ".png")
@@ -182,3 +188,26 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:g}"
     return str(value)
+
+
+def _place_labels(axes: "Axes", labels: Sequence[tuple[str, float, float]]) -> None:
+    """Write (text, x, y) at their points, or as near above or below as there is room."""
+    frame = axes.get_window_extent()
+    style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7}
+    taken = []
+    for text, x, y in sorted(labels, key=lambda label: label[1]):
+        for points in (0, 26, -26, 52, -52, 78, -78, 104, -104):
+            label = axes.annotate(text, (x, y), (0, points), **style)
+            box = label.get_window_extent()
+            inside = frame.y0 < box.y0 and box.y1 < frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+            label.remove()
+        else:
+            points = 0
+            label = axes.annotate(text, (x, y), (0, points), **style)
+        taken.append(box)
+        if points:
+            line = {"arrowstyle": "-", "lw": 0.5}
+            end = points - math.copysign(9, points)
+            axes.annotate("", (x, y), (0, end), textcoords="offset points", arrowprops=line)

@@ -150,10 +150,10 @@ def test_channels_that_do_not_fill_vectors_go_through_the_layers():
 
 
 @needs_kernels
-def test_the_operators_declare_themselves_to_torch_as_they_are():
-    layer = layer_of(16, 3, 1.25)
-    weights = list(layer.parameters())
-    x = torch.randn(2, 16, 5, 6, requires_grad=True)
-    torch.library.opcheck(conv_ffn.fused_conv_ffn, (x, *weights))
-    detached = [t.detach() for t in (torch.randn(2, 16, 5, 6), x, *weights)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
+    weights = list(layer_of(16, 3, 1.25).to(dtype).parameters())
+    x, grad = torch.randn(2, 2, 16, 5, 6).to(dtype).unbind(0)
+    torch.library.opcheck(conv_ffn.fused_conv_ffn, (x.requires_grad_(), *weights))
+    detached = [t.detach() for t in (grad, x, *weights)]
     torch.library.opcheck(conv_ffn.fused_conv_ffn_backward, tuple(detached))

@@ -137,9 +137,10 @@ def test_what_is_not_finite_is_not_hidden(value, dtype):
 
 
 @needs_kernels
-def test_the_operators_declare_themselves_to_torch_as_they_are():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
     generator = torch.Generator().manual_seed(0)
-    q, k, v, grad = (torch.randn(2, 16, 8, 4, generator=generator) for _ in range(4))
+    q, k, v, grad = (torch.randn(2, 16, 8, 4, generator=generator).to(dtype) for _ in range(4))
     table = torch.randn(2, 49, generator=generator)
     leaves = [t.requires_grad_() for t in (q, k, v, table)]
     torch.library.opcheck(fused_attention.window_attention_forward, (*leaves, 4))

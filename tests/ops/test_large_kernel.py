@@ -138,11 +138,12 @@ def test_the_kernels_run_for_what_they_take_and_never_in_a_trace():
 
 
 @needs_kernels
-def test_the_operators_declare_themselves_to_torch_as_they_are():
-    x, weights, kernels = random_inputs(2, 4, 6, 5, 5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
+    x, weights, kernels = (t.to(dtype) for t in random_inputs(2, 4, 6, 5, 5))
     taps = distinct_taps(d4_mean(weights))
     leaves = [t.detach().requires_grad_() for t in (x, taps, kernels)]
-    grad = torch.randn(2, 4, 6, 5)
+    grad = torch.randn(2, 4, 6, 5).to(dtype)
     torch.library.opcheck(large_kernel.symmetric_conv, (*leaves, 5))
     torch.library.opcheck(large_kernel.symmetric_conv_weight, (x, grad, 5))
     torch.library.opcheck(large_kernel.depthwise_conv, (leaves[0], leaves[2]))

@@ -81,8 +81,10 @@ class LmdbWriter:
         try:
             self._sources = _read_sources(folder / "sources.tsv")
             is_ours = (folder / "recipe.json").exists() or not (folder / "data.mdb").exists()
-            if not self.complete and not self._sources and is_ours:
-                # New, or ended before anything in it counted.
+            holds_images = any(record.count for record in self._sources.values())
+            if not self.complete and not holds_images and is_ours:
+                # New, or ended before anything in it counted, or with all images too small.
+                self._sources = {}
                 for left_over in ("data.mdb", "lock.mdb"):
                     (folder / left_over).unlink(missing_ok=True)
                 write_atomically(folder / "recipe.json", _as_json(recipe))
@@ -184,7 +186,10 @@ class LmdbWriter:
         try:
             self._remove([name for name in self._sources if name not in sources])
             if self.counts()["sub-images"] == 0:
-                raise UserError(f"{self.path}: no image is large enough for a sub-image")
+                raise UserError(
+                    f"{self.path}: no image is large enough for a sub-image; --min-side admits "
+                    "smaller ones"
+                )
             write_atomically(self._partial / "meta_info.txt", self._meta_info())
             self._write_sources(self._partial)
             self._environment.close()

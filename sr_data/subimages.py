@@ -327,7 +327,8 @@ def _cut_source(job: _Job) -> _Cut:
             return _Cut(checksums, {scale: [] for scale in job.scales}, "small")
         raise UserError(
             f"{source.hr}: {full_width}x{full_height} pixels, too small for a sub-image of "
-            f"{cutting.crop_size}; take it out, or leave out all such images with --skip-small"
+            f"{cutting.crop_size}; take it out, leave out all such images with --skip-small, or "
+            "admit smaller ones with --min-side"
         )
     hr = hr[:height, :width]
     images = {}

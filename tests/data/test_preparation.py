@@ -172,9 +172,19 @@ def test_bad_inputs_end_with_status_2_and_a_line_each(tmp_path, prepare):
     assert result.errors == [
         f"div2k.py: error: {hr}/a.png: not an image; a whole image file is needed",
         f"div2k.py: error: {hr}/b.png: 40x40 pixels, too small for a sub-image of 96; take it "
-        "out, or leave out all such images with --skip-small",
+        "out, leave out all such images with --skip-small, or admit smaller ones with --min-side",
     ]
     assert result.stdout == ""
+
+
+def test_images_that_are_all_too_small_leave_nothing_in_the_way(tmp_path, prepare):
+    hr, out = tmp_path / "HR", tmp_path / "out"
+    hr.mkdir()
+    cv2.imwrite(str(hr / "a.png"), np.zeros((60, 72, 3), np.uint8))
+    result = prepare("div2k", *arguments(hr, out, "--workers", 1, "--skip-small"))
+    assert result.status == 2
+    assert result.errors[0].endswith("for a sub-image; --min-side admits smaller ones")
+    assert prepare("div2k", *arguments(hr, out, "--workers", 1, "--min-side", 60)).status == 0
 
 
 NO_DFLIP = ["--div2k", "no", "--flickr2k", "no", "--lsdir", "no", "--diverseg-ip", "no"]

@@ -138,21 +138,14 @@ def fused_conv_ffn_backward(
 
 
 @cpu_kernels.in_float32
-def _conv_ffn_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    proj: Tensor,
-    proj_bias: Tensor,
-    dwc: Tensor,
-    dwc_bias: Tensor,
-    aggr: Tensor,
-    aggr_bias: Tensor,
-) -> tuple[Tensor, ...]:
+def _conv_ffn_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-    weights, packed = _pack(proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
-    sizes = [weight.numel() for weight in weights[:6]]
-    threads = cpu_kernels.threads_for(5 * x.numel() * proj.shape[0])
+    *by_hidden, aggr, _ = weights
+    hidden = aggr.shape[1]
+    tensors, packed = _pack(*weights)
+    sizes = [tensor.numel() for tensor in tensors[:6]]
+    threads = cpu_kernels.threads_for(5 * x.numel() * hidden)
     # Each thread sums into gradients of its own.
     sums = x.new_zeros(threads, sum(sizes))
     cpu_kernels.library().esc_conv_ffn_backward(
@@ -165,14 +158,13 @@ def _conv_ffn_backward(
         cpu_kernels.CTensor.of(grad_x),
         sums.data_ptr(),
     )
-    hidden = proj.shape[0]
     *columns, aggr_columns, grad_aggr_bias = (
-        grad.view_as(weight)
-        for grad, weight in zip(sums.sum(0).split(sizes), weights[:6], strict=True)
+        grad.view_as(tensor)
+        for grad, tensor in zip(sums.sum(0).split(sizes), tensors[:6], strict=True)
     )
     grads = [
         grad[:, :hidden].t().reshape(weight.shape)
-        for grad, weight in zip(columns, (proj, proj_bias, dwc, dwc_bias), strict=True)
+        for grad, weight in zip(columns, by_hidden, strict=True)
     ]
     grads += [aggr_columns[:hidden].t().reshape(aggr.shape), grad_aggr_bias]
     return grad_x, *(grad.clone(memory_format=torch.contiguous_format) for grad in grads)

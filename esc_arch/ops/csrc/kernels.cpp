@@ -239,8 +239,8 @@ struct EscTiles {
   int image(long task) const { return task / (rows() * columns()); }
   template <class Value = float>
   ImageOf<Value> image_of(const EscTensor& tensor, long task) const {
-    return {static_cast<Value*>(tensor.data) + image(task) * tensor.strides[0], tensor.strides[2], tensor.strides[3],
-            height, width, channels};
+    Value* data = static_cast<Value*>(tensor.data) + image(task) * tensor.strides[0];
+    return {data, tensor.strides[2], tensor.strides[3], height, width, channels};
   }
   Tile tile(long task) const {
     const int row = task / columns() % rows() * tile_height;

@@ -17,7 +17,8 @@ constexpr float SAFE_EXCESS = 100;
 // in the image's padding are left out, to whole tiles, the channels of a head to whole vectors. Where
 // keys lie side by side, the next channel's are not a power of two away, which caches dislike.
 struct Layout {
-  int window, rows, columns, pixels, padded_window, keys, key_stride, queries, dim, padded_dim, table_width;
+  int window, rows, columns, pixels, padded_window, keys, key_stride, queries;
+  int dim, padded_dim, table_width;
   bool has_padding;
 
   Layout(const Window& place, int dim, int query_tile)
@@ -298,7 +299,7 @@ void backward_of(const Layout& at, const Window& q, const Window& k, const Windo
     for (int key = 0; key < at.keys; key += BACKWARD_KEYS) {
       const int count = smaller(BACKWARD_KEYS, at.keys - key);
       multiply(BACKWARD_QUERIES, count, at.dim, q_tile, at.padded_dim, 1, k_transposed + key,
-               at.key_stride,               weights, count, Scores<MASKED>(places, table_packed, query, key));
+               at.key_stride, weights, count, Scores<MASKED>(places, table_packed, query, key));
       multiply(BACKWARD_QUERIES, count, at.dim, grad_out_tile, at.padded_dim, 1, v_transposed + key,
                at.key_stride, grad_scores, count, Zero());
       for (int i = 0; i < BACKWARD_QUERIES; ++i) {

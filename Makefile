@@ -26,7 +26,7 @@ clean:
 
 # BasicSR asks for opencv-python, which needs the system's libGL; the headless build has the same
 # functions and needs nothing.
-$(VENV)/.installed: setup.py $(wildcard esc_arch/ops/csrc/*)
+$(VENV)/.installed: setup.py $(wildcard esc_arch/kernels/cpu/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install setuptools wheel
 	$(INSTALL) --editable .

@@ -28,22 +28,23 @@ setup(
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
     packages=[
-        *find_packages(include=["esc_arch*", "basicsr_cli*", "sr_data*"]),
-        "basicsr_cli.options",
+        *find_packages(include=["esc_arch*"]),
+        "esc_arch.options",
     ],
     # The option files, which `basicsr demo` needs anywhere, are kept once, in options/.
-    package_dir={"basicsr_cli.options": "options"},
+    package_dir={"esc_arch.options": "options"},
     package_data={
-        "esc_arch": ["paper_tables.csv", "weights/*.safetensors"],
-        "basicsr_cli.options": ["*.yml"],
+        "esc_arch.study": ["paper_tables.csv"],
+        "esc_arch.zoo": ["weights/*.safetensors"],
+        "esc_arch.options": ["*.yml"],
     },
-    # Plain functions, loaded by esc_arch/ops/cpu_kernels.py. Without a compiler the package
+    # Plain functions, loaded by esc_arch/kernels/cpu/library.py. Without a compiler the package
     # installs all the same, and works through torch's own operations.
     ext_modules=[
         Extension(
-            "esc_arch.ops._cpu_kernels",
-            ["esc_arch/ops/csrc/kernels.cpp"],
-            depends=[str(header) for header in Path("esc_arch/ops/csrc").glob("*.h")],
+            "esc_arch.kernels.cpu._cpu_kernels",
+            ["esc_arch/kernels/cpu/csrc/kernels.cpp"],
+            depends=[str(header) for header in Path("esc_arch/kernels/cpu/csrc").glob("*.h")],
             extra_compile_args=["-O3", "-std=c++17", "-fno-math-errno", *openmp],
             extra_link_args=openmp,
             optional=True,
@@ -67,6 +68,7 @@ setup(
         "torch>=2.4",
         "torchvision",
         "tqdm",
+        "wrapt",
     ],
     extras_require={
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
@@ -74,7 +76,7 @@ setup(
         "bench": ["spandrel", "spandrel-extra-arches"],
     },
     entry_points={
-        "console_scripts": ["basicsr=basicsr_cli.main:main"],
+        "console_scripts": ["basicsr=esc_arch.cli.main:main"],
         "basicsr.plugins": ["esc=esc_arch"],
     },
 )

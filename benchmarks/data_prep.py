@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 import esc_arch  # noqa: F401
-from sr_data.images import encode_png, list_images, read_image
-from sr_data.imresize import imresize
-from sr_data.parallel import default_workers
-from sr_data.subimages import Cutting, cut_into_sub_images, find_sources, pack_sub_images
+from esc_arch.prepare.images import encode_png, list_images, read_image
+from esc_arch.prepare.imresize import imresize
+from esc_arch.prepare.parallel import default_workers
+from esc_arch.prepare.subimages import Cutting, cut_into_sub_images, find_sources, pack_sub_images
 
 # isort: split
 # Importable only once esc_arch has mended it.

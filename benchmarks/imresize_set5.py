@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 import esc_arch  # noqa: F401
-from sr_data.benchmark_sets import find_benchmark_sets, prepare_set
-from sr_data.imresize import imresize
+from esc_arch.prepare.benchmark_sets import find_benchmark_sets, prepare_set
+from esc_arch.prepare.imresize import imresize
 
 # isort: split
 # Importable only once esc_arch has mended it.

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import yaml
 
-from sr_data.demo import photograph
+from esc_arch.prepare.demo import photograph
 
 OPTIONS = Path(__file__).parent.parent / "options" / "test_ESC_light_x2_BSD.yml"
 
@@ -54,7 +54,7 @@ def main() -> None:
         (Path(folder) / "large.yml").write_text(yaml.safe_dump(options))
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "basicsr_cli", "test", "-opt", "large.yml"],
+            [sys.executable, "-m", "esc_arch.cli", "test", "-opt", "large.yml"],
             cwd=folder,
             check=True,
             stdout=subprocess.DEVNULL,

@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import yaml
 
-from basicsr_cli.demo import DATA, compare, draw, print_table
-from sr_data.demo import prepare_demo
+from esc_arch.cli.demo import DATA, compare, draw, print_table
+from esc_arch.prepare.demo import prepare_demo
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "ESC_light_x2_BSD"

@@ -32,8 +32,8 @@ import torch
 import yaml
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
-from esc_arch.checkpoint_io import load_state
 from esc_arch.errors import UserError
+from esc_arch.zoo.store import load_state
 
 NAME = "soak"
 # Of the kills, this many fall before the first iteration: in imports, preflight or resumption.
@@ -149,7 +149,7 @@ class Training:
         self.resumed_from = resumed_from
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "basicsr_cli", "train", "-opt", options, "--auto_resume"],
+            [sys.executable, "-u", "-m", "esc_arch.cli", "train", "-opt", options, "--auto_resume"],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

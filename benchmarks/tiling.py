@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 import esc_arch  # noqa: F401  (registers)
-from esc_arch import checkpoints
-from esc_arch.ops.tiling import global_pools, super_resolve_tiled
+from esc_arch.inference.tiling import global_pools, super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
-from sr_data.demo import photograph
+from esc_arch.prepare.demo import photograph
+from esc_arch.zoo import catalogue as checkpoints
 
 PHOTOGRAPHS = ("coffee", "chelsea", "astronaut")
 TILES = ((128, 32), (128, 64), (256, 32))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import script
 
-from sr_data.benchmark_sets import BENCHMARK_SETS, find_benchmark_sets, prepare_set
-from sr_data.errors import UserError
-from sr_data.images import BadInputs
+from esc_arch.errors import UserError
+from esc_arch.prepare.benchmark_sets import BENCHMARK_SETS, find_benchmark_sets, prepare_set
+from esc_arch.prepare.images import BadInputs
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import script
 
-from sr_data.demo import prepare_demo
+from esc_arch.prepare.demo import prepare_demo
 
 
 def build_parser() -> argparse.ArgumentParser:

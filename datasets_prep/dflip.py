@@ -6,8 +6,8 @@ from pathlib import Path
 
 import script
 
-from sr_data.subimages import Cutting
-from sr_data.training_sets import prepare_dflip
+from esc_arch.prepare.subimages import Cutting
+from esc_arch.prepare.training_sets import prepare_dflip
 
 SETS = ("DIV2K", "Flickr2K", "LSDIR", "DiverSeg-IP")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import script
 
-from sr_data.errors import UserError
-from sr_data.subimages import Cutting
-from sr_data.training_sets import DIV2K_ADDRESS, download_div2k, prepare_training_set
+from esc_arch.errors import UserError
+from esc_arch.prepare.subimages import Cutting
+from esc_arch.prepare.training_sets import DIV2K_ADDRESS, download_div2k, prepare_training_set
 
 
 def build_parser() -> argparse.ArgumentParser:

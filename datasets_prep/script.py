@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from sr_data.errors import UserError
+from esc_arch.errors import UserError
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,9 @@
-"""ESC for BasicSR: importing this package registers its archs, models and datasets."""
+"""ESC super-resolution networks (ICCV 2025), by themselves and as a BasicSR plugin.
 
-from esc_arch import compat
+Importing this package costs nothing: not even torch is imported. Networks, models and data sets are
+registered with BasicSR when BasicSR is imported, before or after.
+"""
 
-compat.apply()
+from esc_arch.plugin.registration import watch_for_basicsr
 
-from esc_arch import archs, data, models  # noqa: E402, F401
+watch_for_basicsr()

@@ -1,5 +1,9 @@
-"""The error that a user can cause and can mend, of everything in this package."""
+"""The errors that users can cause."""
 
-from sr_data.errors import UserError
 
-__all__ = ["UserError"]
+class UserError(ValueError):
+    """A value given by the user is wrong.
+
+    The message is one line that names the option, the value it has, and what would be right. The
+    `basicsr` command prints it without a traceback and ends with status 2.
+    """

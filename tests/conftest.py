@@ -202,7 +202,7 @@ def run_basicsr(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         *arguments: object, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "basicsr_cli", *map(str, arguments)],
+            [sys.executable, "-m", "esc_arch.cli", *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             capture_output=True,

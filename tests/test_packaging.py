@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("esc_arch", "basicsr_cli", "sr_data")
+PACKAGES = ("esc_arch", "esc_arch.cli", "esc_arch.prepare")
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +48,17 @@ def test_the_wheel_holds_every_module_and_the_weights(wheel: zipfile.ZipFile) ->
     }
     content = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert modules <= content
-    assert "esc_arch/weights/ESC_light_x2_BSD.safetensors" in content
+    assert "esc_arch/zoo/weights/ESC_light_x2_BSD.safetensors" in content
     if shutil.which("g++"):
         assert any(name.startswith("esc_arch/ops/_cpu_kernels.") for name in content)
-    assert "basicsr_cli/options/train_ESC_demo_x2.yml" in content
+    assert "esc_arch.cli/options/train_ESC_demo_x2.yml" in content
     assert {name.split("/")[0] for name in content} == set(PACKAGES)
 
 
 def test_the_wheel_registers_the_command_and_the_plugin(wheel: zipfile.ZipFile) -> None:
     entry_points = configparser.ConfigParser()
     entry_points.read_string(metadata(wheel, "entry_points.txt"))
-    assert dict(entry_points["console_scripts"]) == {"basicsr": "basicsr_cli.main:main"}
+    assert dict(entry_points["console_scripts"]) == {"basicsr": "esc_arch.cli.main:main"}
     assert dict(entry_points["basicsr.plugins"]) == {"esc": "esc_arch"}
 
 

@@ -1,9 +1,16 @@
-"""The networks, registered with BasicSR on import."""
+"""The networks, one a file, on PyTorch alone."""
 
-from esc_arch.archs.conv_attn_arch import ConvAttn
-from esc_arch.archs.esc_arch import ESC
-from esc_arch.archs.escfp_arch import ESCFP
-from esc_arch.archs.escreal_arch import ESCReal
-from esc_arch.archs.flash_window_attn_arch import FlashWindowAttn
+from torch import nn
 
-__all__ = ["ESC", "ESCFP", "ConvAttn", "ESCReal", "FlashWindowAttn"]
+from esc_arch.archs.conv_attn import ConvAttn
+from esc_arch.archs.esc import ESC
+from esc_arch.archs.escfp import ESCFP
+from esc_arch.archs.escreal import ESCReal
+from esc_arch.archs.flash_window_attn import FlashWindowAttn
+
+__all__ = ["ESC", "ESCFP", "NETWORKS", "ConvAttn", "ESCReal", "FlashWindowAttn"]
+
+# What an option file's `type` names.
+NETWORKS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls for cls in (ESC, ESCFP, ESCReal, ConvAttn, FlashWindowAttn)
+}

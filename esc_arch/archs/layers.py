@@ -6,9 +6,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_arch.archs.flash_window_attn_arch import FlashWindowAttn
+from esc_arch.archs.flash_window_attn import FlashWindowAttn
+from esc_arch.kernels.cpu.library import as_computed
 from esc_arch.ops.conv_ffn import can_fuse, fused_conv_ffn
-from esc_arch.ops.cpu_kernels import as_computed
 
 
 class LayerNorm(nn.LayerNorm):

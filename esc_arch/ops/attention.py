@@ -6,8 +6,8 @@ All backends compute the same function, softmax(q k^T / sqrt(D) + B) v, and shar
 | `attn_type` | what runs                                                   | where          |
 |-------------|-------------------------------------------------------------|----------------|
 | `Naive`     | the formula as written, all windows' scores at once         | everywhere     |
-| `Fused`     | our own kernel, see `esc_arch.ops.fused_attention`; in      | CPU, if built  |
-|             | float32 inside, but for bfloat16 on AMX's matrix units      |                |
+| `Fused`     | our own kernel, in `esc_arch.kernels.cpu`; inside it is in       | CPU, if built  |
+|             | float32, but for bfloat16 on AMX matrix units             |                |
 | `Chunked`   | our own: scores a few at a time, recomputed in the backward | everywhere     |
 | `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask; |                |
 |             | backward as `Chunked`                                       | everywhere     |
@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from esc_arch.errors import UserError
-from esc_arch.ops import cpu_kernels, fused_attention
+from esc_arch.kernels.cpu import fused_attention
+from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.ops.windows import in_windows
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]

@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_arch.ops import cpu_kernels
+from esc_arch.kernels.cpu import library as cpu_kernels
 
 # Rows and columns.
 TILE = (32, 64)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from basicsr_cli import main as command
-from basicsr_cli.pipeline import basicsr_argv, spell_number
+from esc_arch.cli import main as command
+from esc_arch.cli.pipeline import basicsr_argv, spell_number
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -32,7 +32,7 @@ def test_help_lists_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
 def test_help_and_version_import_neither_torch_nor_numpy(arguments: list[str]) -> None:
     code = (
-        "import sys; from basicsr_cli.main import main\n"
+        "import sys; from esc_arch.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print({'torch', 'numpy', 'cv2', 'basicsr', 'esc_arch'} & set(sys.modules))"

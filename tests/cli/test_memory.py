@@ -10,7 +10,7 @@ import pytest
 TENSORS_ONE_AFTER_ANOTHER = """
 import resource
 import torch
-from basicsr_cli.memory import keep_freed_memory
+from esc_arch.cli.memory import keep_freed_memory
 
 print(keep_freed_memory())
 for count in (30, 10):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from basicsr_cli.main import main
+from esc_arch.cli.main import main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 WriteOptions = Callable[..., Path]

@@ -1,0 +1,114 @@
+"""ESC: Emulating Self-attention with Convolution for Efficient Image Super-Resolution.
+
+ICCV 2025, https://arxiv.org/abs/2503.06671
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from esc_arch.archs.checks import require_bool, require_odd, require_positive_int, require_ratio
+from esc_arch.archs.conv_attn import ConvAttn, large_kernel_parameter
+from esc_arch.archs.layers import Block, convert_to_img_scale
+from esc_arch.ops.geometry import d4_mean
+
+
+class ESC(nn.Module):
+    """The network of the paper.
+
+    A checkpoint of another scale can be loaded: its last convolution is resized.
+
+    Args:
+        dim: Number of channels C.
+        pdim: Channels that each ConvAttn convolves.
+        kernel_size: Odd side K of the large kernel, which all layers share.
+        n_blocks: Number of blocks.
+        conv_blocks: ConvAttn in each block, after its one self-attention.
+        window_size: Side of the attention windows in pixels.
+        num_heads: Number of attention heads; divides `dim`.
+        upscaling_factor: Scale s.
+        exp_ratio: Hidden channels of the ConvFFN before each ConvAttn, over `dim`.
+        attn_type: Attention backend, see `esc_arch.ops.attention`.
+        use_ln: Whether each of these ConvFFN is preceded by a LayerNorm.
+        flashbias_rank: Rank of the bias for `attn_type="FlashBias"`.
+
+    Raises:
+        UserError: An option has a value that cannot be.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        pdim: int,
+        kernel_size: int,
+        n_blocks: int,
+        conv_blocks: int,
+        window_size: int,
+        num_heads: int,
+        upscaling_factor: int,
+        exp_ratio: float = 2,
+        attn_type: str = "Auto",
+        use_ln: bool = False,
+        flashbias_rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive_int(
+            dim=dim,
+            pdim=pdim,
+            n_blocks=n_blocks,
+            conv_blocks=conv_blocks,
+            upscaling_factor=upscaling_factor,
+        )
+        require_odd(kernel_size=kernel_size)
+        require_ratio(dim, exp_ratio=exp_ratio)
+        require_bool(use_ln=use_ln)
+        self.window_size = window_size
+        self.upscaling_factor = upscaling_factor
+
+        self.plk_filter = large_kernel_parameter(pdim, kernel_size)
+        self.proj = nn.Conv2d(3, dim, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                conv_blocks,
+                partial(ConvAttn, dim, pdim, kernel_size=None),
+                window_size,
+                num_heads,
+                exp_ratio,
+                attn_type,
+                flashbias_rank,
+                use_ln,
+            )
+            for _ in range(n_blocks)
+        )
+        self.last = nn.Conv2d(dim, dim, 3, padding=1)
+        self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale.
+
+        Args:
+            x: LR images (B, 3, H, W), RGB in [0, 1], any H and W.
+
+        Returns:
+            SR images (B, 3, s * H, s * W), not clipped.
+        """
+        large_kernel = d4_mean(self.plk_filter)
+        shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
+        feat = shallow
+        for block in self.blocks:
+            feat = block(feat, large_kernel)
+        feat = self.last(feat) + shallow
+        # Repeating each channel s * s times makes the shuffle a nearest-neighbour upsampling.
+        nearest = x.repeat_interleave(self.upscaling_factor**2, dim=1)
+        return F.pixel_shuffle(self.to_img(feat) + nearest, self.upscaling_factor)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        convert_to_img_scale(state_dict, prefix, self.upscaling_factor)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,197 @@
+"""ESCReal: ESC for real-world super-resolution, x4."""
+
+from functools import partial
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from esc_arch.archs.checks import require_bool, require_odd, require_positive_int, require_ratio
+from esc_arch.archs.conv_attn import ConvAttn, large_kernel_parameter
+from esc_arch.archs.layers import Block
+from esc_arch.errors import UserError
+from esc_arch.ops.geometry import d4_mean
+from esc_arch.ops.windows import reflect_indices
+
+
+class ReflectDepthwiseConv(nn.Conv2d):
+    """Depthwise convolution with reflect padding on all sides, of images of any size.
+
+    Args:
+        dim: Number of channels C.
+        kernel_size: Odd side of the kernel.
+    """
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__(dim, dim, kernel_size, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        margin = self.kernel_size[0] // 2
+        if min(x.shape[-2:]) > margin:
+            return super().forward(F.pad(x, (margin,) * 4, mode="reflect"))
+        rows, columns = (
+            reflect_indices(size, margin, size + margin, x.device) for size in x.shape[-2:]
+        )
+        return super().forward(x.index_select(-2, rows).index_select(-1, columns))
+
+
+class DySample(nn.Module):
+    """Upsampler that learns where to sample ("Learning to Upsample by Learning to Sample").
+
+    Each output pixel samples the features bilinearly, at its nearest-neighbour position plus an
+    offset within a static scope of a quarter of an LR pixel, predicted for each group of channels.
+
+    Args:
+        dim: Number of channels C of the features.
+        out_channels: Number of channels of the result.
+        scale: Scale s.
+        groups: Groups of channels, each with offsets of its own; divides `dim`.
+    """
+
+    scope = 0.25
+
+    def __init__(self, dim: int, out_channels: int, scale: int, groups: int = 4) -> None:
+        super().__init__()
+        self.scale = scale
+        self.groups = groups
+        self.offset = nn.Conv2d(dim, 2 * groups * scale**2, 1)
+        self.end_conv = nn.Conv2d(dim, out_channels, 1)
+        nn.init.normal_(self.offset.weight, std=0.001)
+        nn.init.zeros_(self.offset.bias)
+        # Centres of the s x s subpixels relative to that of their LR pixel, x then y.
+        centres = (torch.arange(scale) - (scale - 1) / 2) / scale
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        position = torch.stack([x, y]).view(2, 1, scale**2).repeat(1, groups, 1)
+        self.register_buffer("init_pos", position.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (B, C, H, W) to (B, out_channels, s * H, s * W)."""
+        batch, _, height, width = x.shape
+        offset = self.offset(x) * self.scope + self.init_pos
+        # (B, 2, groups, s * H, s * W), in LR pixels.
+        offset = F.pixel_shuffle(offset, self.scale)
+        offset = offset.view(batch, 2, self.groups, self.scale * height, self.scale * width)
+        base_x = self._lr_coordinates(width, x).view(1, 1, 1, -1)
+        base_y = self._lr_coordinates(height, x).view(1, 1, -1, 1)
+        # grid_sample measures from -1 to 1 over the whole picture.
+        grid_x = 2 * (offset[:, 0] + base_x) / width - 1
+        grid_y = 2 * (offset[:, 1] + base_y) / height - 1
+        grid = torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
+        sampled = F.grid_sample(
+            x.reshape(batch * self.groups, -1, height, width),
+            grid.to(x.dtype),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )
+        return self.end_conv(sampled.view(batch, -1, *sampled.shape[-2:]))
+
+    def _lr_coordinates(self, size: int, x: Tensor) -> Tensor:
+        """Centre of the LR pixel that each of `scale * size` output pixels lies in."""
+        centres = torch.arange(size, device=x.device) + 0.5
+        return centres.repeat_interleave(self.scale)
+
+
+class ESCReal(nn.Module):
+    """ESC-Real of the paper, for pictures with unknown degradations.
+
+    Args:
+        dim: Number of channels C.
+        pdim: Channels that each ConvAttn convolves.
+        kernel_size: Odd side K of the large kernel, which all layers share.
+        n_blocks: Number of blocks.
+        conv_blocks: ConvAttn in each block, after its one self-attention.
+        window_size: Side of the attention windows in pixels.
+        num_heads: Number of attention heads; divides `dim`.
+        upscaling_factor: Scale, 4.
+        exp_ratio: Hidden channels of the ConvFFN before each ConvAttn, over `dim`.
+        attn_type: Attention backend, see `esc_arch.ops.attention`.
+        use_dysample: Whether DySample upsamples in place of nearest neighbour and convolutions.
+        flashbias_rank: Rank of the bias for `attn_type="FlashBias"`.
+
+    Raises:
+        UserError: An option has a value that cannot be.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        pdim: int,
+        kernel_size: int,
+        n_blocks: int,
+        conv_blocks: int,
+        window_size: int,
+        num_heads: int,
+        upscaling_factor: int = 4,
+        exp_ratio: float = 2,
+        attn_type: str = "Auto",
+        use_dysample: bool = False,
+        flashbias_rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive_int(dim=dim, pdim=pdim, n_blocks=n_blocks, conv_blocks=conv_blocks)
+        require_odd(kernel_size=kernel_size)
+        require_ratio(dim, exp_ratio=exp_ratio)
+        require_bool(use_dysample=use_dysample)
+        if upscaling_factor != 4:
+            raise UserError(f"upscaling_factor is {upscaling_factor!r}; ESCReal upscales by 4")
+        if use_dysample and dim % 4:
+            raise UserError(f"dim is {dim}; with use_dysample it must be a multiple of 4")
+        self.window_size = window_size
+        self.upscaling_factor = upscaling_factor
+
+        self.plk_filter = large_kernel_parameter(pdim, kernel_size)
+        self.proj = nn.Conv2d(3, dim, 3, padding=1)
+        self.skip = nn.Sequential(
+            nn.Conv2d(3, 2 * dim, 1),
+            ReflectDepthwiseConv(2 * dim, 7),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * dim, dim, 1),
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                conv_blocks,
+                partial(ConvAttn, dim, pdim, kernel_size=None),
+                window_size,
+                num_heads,
+                exp_ratio,
+                attn_type,
+                flashbias_rank,
+                use_ln=True,
+            )
+            for _ in range(n_blocks)
+        )
+        self.last = nn.Conv2d(dim, dim, 3, padding=1)
+        if use_dysample:
+            self.to_img = DySample(dim, 3, upscaling_factor)
+        else:
+            self.to_img = nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(dim, dim, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(dim, dim, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(dim, dim, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(dim, 3, 3, padding=1),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale.
+
+        Args:
+            x: LR images (B, 3, H, W), RGB in [0, 1], any H and W.
+
+        Returns:
+            SR images (B, 3, 4 * H, 4 * W), not clipped.
+        """
+        large_kernel = d4_mean(self.plk_filter)
+        shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
+        feat = shallow
+        for block in self.blocks:
+            feat = block(feat, large_kernel)
+        return self.to_img(self.last(feat) + shallow + self.skip(x))

@@ -1,0 +1,115 @@
+"""`basicsr reproduce`: the paper's tables, computed again beside the printed figures."""
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+HELP = "Compute the paper's tables again, as far as weights and images are on the disk."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to reproduce, and from what."""
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="any of ESC, ESC_light, ESC_FP, ESC_DFLIP, and ESC_light_BSD, the weights that ship "
+        "with this package (default: all)",
+    )
+    parser.add_argument(
+        "--scales", nargs="+", type=int, choices=(2, 3, 4), default=[2, 3, 4], help="default: all"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("datasets/benchmarks"),
+        metavar="FOLDER",
+        help="benchmark sets, SET/HR and SET/LR_bicubic/X2 and so on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("experiments/pretrained_models"),
+        metavar="FOLDER",
+        help="checkpoints under their published names (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-weights",
+        action="store_true",
+        help="parameters and FLOPs only, which need neither weights nor images",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("results/reproduce"),
+        metavar="FOLDER",
+        help="where the tables go, as Markdown and CSV (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print and save the tables.
+
+    Returns:
+        0; 1 if parameters or FLOPs differ from the paper's; 2 if a test could not be run.
+
+    Raises:
+        UserError: A model is unknown, or the folder cannot be written.
+    """
+    from tqdm import tqdm
+
+    from esc_arch.errors import UserError
+    from esc_arch.study.tables import (
+        MODELS,
+        measure_complexity,
+        measure_quality,
+        remedies,
+        save_tables,
+    )
+    from esc_arch.zoo.catalogue import shipped
+
+    models = list(dict.fromkeys(args.models or MODELS))
+    for model in models:
+        if model not in MODELS:
+            close = difflib.get_close_matches(model, MODELS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(MODELS)}"
+            raise UserError(f"--models {model}: no such model in the paper's tables; {hint}")
+    pairs = [
+        (model, scale)
+        for model in models
+        for scale in dict.fromkeys(args.scales)
+        # Not all scales ship.
+        if args.models or not MODELS[model].shipped or MODELS[model].weights(scale) in shipped()
+    ]
+
+    complexity, quality, errors = [], [], []
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        for model, scale in tqdm(pairs, desc="counting FLOPs", disable=not sys.stderr.isatty()):
+            complexity.append(measure_complexity(model, scale))
+        text = save_tables(complexity, quality, args.output)
+        for model, scale in pairs if not args.no_weights else []:
+            rows, error = measure_quality(model, scale, args.data, args.weights, args.output)
+            quality += rows
+            errors += [error] if error else []
+            # After each test, so that an interrupted run keeps what it has measured.
+            text = save_tables(complexity, quality, args.output)
+    except OSError as error:
+        raise UserError(
+            f"--output {args.output}: {error.strerror}: {error.filename or ''}"
+        ) from None
+
+    print(text)
+    for line in remedies(quality, args.data, args.weights):
+        print(line)
+    print(f"Saved in {args.output}")
+    for error in errors:
+        print(f"basicsr: error: {error}", file=sys.stderr)
+    wrong = [row for row in complexity if "no" in (row.parameters_agree, row.flops_agree)]
+    for row in wrong:
+        print(
+            f"basicsr: {row.model} x{row.scale}: not the size that the paper has", file=sys.stderr
+        )
+    return 2 if errors else 1 if wrong else 0

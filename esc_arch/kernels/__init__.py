@@ -1,0 +1,1 @@
+"""What the networks compute, fused: one folder a kind of processor."""

@@ -1,0 +1,218 @@
+"""The compiled functions of csrc/, and what their callers share.
+
+They are compiled when the package is installed, where there is a C++ compiler; without one the
+package works the same through torch's own operations, only slower.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+# What a thread should at least have to do, in multiply-adds, to be worth waking.
+MULTIPLY_ADDS_PER_THREAD = 2**18
+# Where channels are read and written in place they must fill the widest vectors.
+MULTIPLE = 16
+
+
+_off: ContextVar[bool] = ContextVar("_off", default=False)
+
+
+class CTensor(ctypes.Structure):
+    """A tensor of four dimensions."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_long * 4)]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "CTensor":
+        """Describe a tensor, which must outlive this."""
+        return cls(tensor.data_ptr(), (ctypes.c_long * 4)(*tensor.stride()))
+
+
+class CTiles(ctypes.Structure):
+    """A batch of images, cut into tiles."""
+
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ("batch", "channels", "height", "width", "tile_height", "tile_width")
+    ]
+
+    @classmethod
+    def of(cls, images: Tensor, height: int, width: int) -> "CTiles":
+        """Cut images (B, C, H, W) into what one task computes at a time."""
+        return cls(*images.shape, height, width)
+
+
+class CWindows(ctypes.Structure):
+    """Feature maps (B, heads * D, H, W), cut into windows."""
+
+    _fields_ = [
+        (name, ctypes.c_int) for name in ("batch", "heads", "dim", "height", "width", "size")
+    ]
+
+
+class CConvFfn(ctypes.Structure):
+    """Weights of a ConvFFN, see csrc/kernels.cpp."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_void_p)
+            for name in (
+                *("proj", "proj_bias", "dwc", "dwc_bias", "aggr", "aggr_bias"),
+                *("proj_turned", "dwc_turned", "aggr_turned", "proj_tiles", "aggr_tiles"),
+            )
+        ],
+        ("hidden", ctypes.c_int),
+        ("kernel_size", ctypes.c_int),
+    ]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Load the functions, or return None if they were not built."""
+    found = importlib.util.find_spec("esc_arch.kernels.cpu._cpu_kernels")
+    if found is None or found.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+    except OSError:  # Built elsewhere, and no OpenMP runtime here.
+        return None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    tensor, tiles = ctypes.POINTER(CTensor), ctypes.POINTER(CTiles)
+    windows = ctypes.POINTER(CWindows)
+    attention = [integer, integer, windows] + [tensor] * 3 + [pointer, tensor, pointer]
+    conv_ffn = [integer, integer, tiles, tensor, ctypes.POINTER(CConvFfn)]
+    convolution = [integer] * 3 + [tiles, tensor]
+    for name, arguments in {
+        "window_attention_forward": attention,
+        "amx_window_attention_forward": attention[1:],
+        "window_attention_backward": [*attention, *[tensor] * 4, pointer],
+        "amx_window_attention_backward": [*attention[1:], *[tensor] * 4, pointer],
+        "convolve": [*convolution, pointer, pointer, tensor],
+        "convolve_backward": [*convolution, tensor, pointer, pointer],
+        "conv_attn": [*convolution, integer, *[pointer] * 4, tensor, tensor],
+        "amx_conv_attn": [*convolution[1:], *[pointer] * 3, tensor, tensor],
+        "convolve_depthwise": [*convolution, pointer, tensor],
+        "convolve_depthwise_backward": [*convolution, tensor, pointer],
+        "conv_ffn": [*conv_ffn, tensor],
+        "amx_conv_ffn": [*conv_ffn[1:], tensor],
+        "conv_ffn_backward": [*conv_ffn, tensor, tensor, pointer],
+    }.items():
+        function = getattr(library, f"esc_{name}")
+        function.argtypes = arguments
+        function.restype = None
+    return library
+
+
+def is_built() -> bool:
+    """Tell whether the functions were compiled when the package was installed."""
+    return library() is not None
+
+
+def is_usable() -> bool:
+    """Tell whether the functions are there and may be called: no trace or export can hold them."""
+    in_graph = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return is_built() and not in_graph and not _off.get()
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """Make `is_usable` say no, so that torch's own operations run."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def can_run(*tensors: Tensor) -> bool:
+    """Tell whether the functions can take these: float32, or bfloat16, on the CPU.
+
+    Under autocast to bfloat16 they can take both; `as_computed` then casts.
+    """
+    if not is_usable() or any(t.device.type != "cpu" for t in tensors):
+        return False
+    dtypes = {t.dtype for t in tensors}
+    if torch.is_autocast_enabled("cpu"):
+        wanted = torch.get_autocast_dtype("cpu")
+        return wanted == torch.bfloat16 and dtypes <= {torch.float32, torch.bfloat16}
+    return dtypes in ({torch.float32}, {torch.bfloat16})
+
+
+def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast tensors as autocast would, if it is on."""
+    if not torch.is_autocast_enabled("cpu"):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype("cpu")) for t in tensors)
+
+
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function on float32 take bfloat16 as well, which it returns then."""
+
+    @functools.wraps(function)
+    def widened(*args: Any) -> Any:
+        dtype = args[0].dtype
+        if dtype == torch.float32:
+            return function(*args)
+        out = function(*(x.float() if isinstance(x, Tensor) else x for x in args))
+        return out.to(dtype) if isinstance(out, Tensor) else tuple(x.to(dtype) for x in out)
+
+    return widened
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Tell whether there are functions in bfloat16 that this machine's matrix units run."""
+    return is_built() and bool(library().esc_amx_is_usable())
+
+
+def operand_tiles(matrices: Tensor) -> Tensor:
+    """Pack right operands of products for the functions in bfloat16.
+
+    Args:
+        matrices: (..., depth, columns).
+
+    Returns:
+        (..., columns / 16, depth / 32, 16, 16, 2) in bfloat16, both rounded up: pairs of rows lie
+        together.
+    """
+    depth, columns = matrices.shape[-2:]
+    padded = F.pad(matrices, (0, -columns % 16, 0, -depth % 32))
+    tiles = padded.unflatten(-1, (-1, 16)).unflatten(-3, (-1, 16, 2))
+    first = tiles.ndim - 5  # (..., depth / 32, 16, 2, columns / 16, 16)
+    order = (first + 3, first, first + 1, first + 4, first + 2)
+    return tiles.permute(*range(first), *order).to(torch.bfloat16).contiguous()
+
+
+def vector_width() -> int:
+    """Return how many floats the vectors have that the functions use on this machine."""
+    return library().esc_widest()
+
+
+def threads_for(multiply_adds: int) -> int:
+    """Return how many threads, of those that torch may use, this much work is worth."""
+    return max(1, min(torch.get_num_threads(), multiply_adds // MULTIPLY_ADDS_PER_THREAD))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x` with the channels of a pixel side by side; its pixels may lie anywhere."""
+    return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def can_replace(*layers: nn.Module) -> bool:
+    """Tell whether a function may stand for layers: not for one that is wrapped or has hooks."""
+    return all(type(layer) is nn.Conv2d and not has_hooks(layer) for layer in layers)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether somebody listens when a module is called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return any(hooks) or bool(module._backward_pre_hooks)

@@ -1,0 +1,1 @@
+"""All that knows BasicSR: registration, compatibility, models, data sets, checks, training."""

@@ -1,0 +1,223 @@
+"""Samples that depend on their place in the run, not on which process made them before what.
+
+BasicSR shuffles by epoch, and draws crops and flips from random generators that each loading
+process seeds once and goes on using. A run that is stopped within an epoch and resumed would see
+its data in another order and cropped otherwise. Here the sampler hands out, with each index, the
+sample's place in the run; the data set draws from generators seeded by that place; and a resumed
+sampler leaves out the places already seen.
+"""
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.data.data_sampler import EnlargedSampler
+from basicsr.utils import get_root_logger, imfrombytes
+from torch.utils.data import Dataset
+
+from esc_arch.errors import UserError
+from esc_arch.plugin.random_states import random_states_kept
+
+
+class PlacedIndex(int):
+    """Index into a data set that also carries the sample's place in the run.
+
+    Attributes:
+        place: Epoch, and position within it over all processes.
+    """
+
+    place: tuple[int, int]
+
+    @classmethod
+    def of(cls, index: int, place: tuple[int, int]) -> "PlacedIndex":
+        """Make one."""
+        placed = cls(index)
+        placed.place = place
+        return placed
+
+
+class ResumableSampler(EnlargedSampler):
+    """BasicSR's sampler, which can begin in the middle of an epoch."""
+
+    _resumed_epoch, _samples_seen = -1, 0
+
+    def resume(self, epoch: int, samples_seen: int) -> None:
+        """Leave out the beginning of one epoch.
+
+        Args:
+            epoch: The epoch within which the run was stopped.
+            samples_seen: Samples of it that all processes together have trained on.
+        """
+        self._resumed_epoch, self._samples_seen = epoch, samples_seen
+
+    def __iter__(self) -> Iterator[PlacedIndex]:
+        """Yield this process's indices for the epoch set last, with their places."""
+        skipped = self._samples_seen if self.epoch == self._resumed_epoch else 0
+        for number, index in enumerate(super().__iter__()):
+            position = number * self.num_replicas + self.rank
+            if position >= skipped:
+                yield PlacedIndex.of(index, (self.epoch, position))
+
+
+class BadSampleError(UserError):
+    """A sample that cannot be read.
+
+    A loading process hands its errors to the main one as text that begins with its traceback; only
+    the last line, which is the message, is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().splitlines()[-1].rpartition("BadSampleError: ")[2])
+
+
+class GuardedDataset(Dataset):
+    """A data set whose samples depend on their place, and whose bad samples are named.
+
+    Everything else is asked of the data set it wraps. In its options it reads `on_bad_sample`:
+    `stop` (default) ends the run when a sample cannot be read; `skip` warns and takes the next one
+    instead, and holds for training only.
+
+    Args:
+        dataset: What BasicSR built.
+        dataset_opt: Its options.
+        seed: `manual_seed` of the run.
+        before_read: Called before each sample is read; may raise.
+
+    Raises:
+        UserError: `on_bad_sample` has another value.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        dataset_opt: dict[str, Any],
+        seed: int = 0,
+        before_read: Callable[[], None] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.before_read = before_read
+        self.section = f"datasets: {dataset_opt.get('phase', 'train')}"
+        self.roots = {side: dataset_opt.get(f"dataroot_{side}") for side in ("gt", "lq")}
+        on_bad_sample = dataset_opt.get("on_bad_sample", "stop")
+        if on_bad_sample not in ("stop", "skip"):
+            raise UserError(
+                f"{self.section}: on_bad_sample: {on_bad_sample!r}: must be stop or skip"
+            )
+        self.training = dataset_opt.get("phase") == "train"
+        self.scale = dataset_opt.get("scale")
+        self.skips = self.training and on_bad_sample == "skip"
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        # Unpickling asks for names before there is a data set to ask.
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read one sample.
+
+        Raises:
+            BadSampleError: It cannot be read, and is not to be skipped.
+        """
+        if self.before_read is not None:
+            self.before_read()
+        place = getattr(index, "place", None)
+        seeded = contextlib.nullcontext() if place is None else _seeded(self.seed, *place)
+        with seeded:
+            sample = self._read(int(index))
+        if not self.training:
+            self._check_name(sample)
+            self._check_size(sample)
+        return sample
+
+    def _read(self, index: int) -> dict[str, Any]:
+        for candidate in range(index, index + len(self)):
+            candidate %= len(self)
+            try:
+                return self.dataset[candidate]
+            except Exception as error:
+                message = f"{self.section}: {self._what_is_wrong(candidate, error)}"
+                # Without an open LMDB or folder there is nothing to go on with.
+                if not self.skips or getattr(self.dataset, "file_client", None) is None:
+                    raise BadSampleError(
+                        f"{message}; mend the data (or for training on_bad_sample: skip)"
+                    ) from error
+                get_root_logger().warning(f"{message}; skipped, the next one is taken")
+        raise BadSampleError(f"{self.section}: not one of {len(self)} samples can be read")
+
+    def _what_is_wrong(self, index: int, error: Exception) -> str:
+        """Name the file or LMDB key to blame."""
+        paths = getattr(self.dataset, "paths", None)
+        entry = paths[index] if paths is not None else {}
+        if not isinstance(entry, dict):
+            entry = {"gt_path": entry}
+        read = getattr(getattr(self.dataset, "file_client", None), "get", None)
+        named = []
+        for side in ("gt", "lq"):
+            path = entry.get(f"{side}_path")
+            if path is None:
+                continue
+            root = str(self.roots[side] or "")
+            name = f"key '{path}' of {root}" if root.endswith(".lmdb") else str(path)
+            fault = _fault(read, path, side) if read is not None else None
+            if fault is not None:
+                return f"{name}: {fault}"
+            named.append(name)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"{' and '.join(named) or f'sample {index}'}: {reason}"
+
+    def _check_name(self, sample: dict[str, Any]) -> None:
+        """Refuse a name that would put the image made of it outside the results folder."""
+        path = sample.get("lq_path", "")
+        name = os.path.splitext(os.path.basename(path))[0]
+        if name.strip(". ") == "" or "\0" in name or "\\" in name:
+            raise BadSampleError(f"{self.section}: {path!r}: cannot name a result image")
+
+    def _check_size(self, sample: dict[str, Any]) -> None:
+        """Refuse a pair whose GT is not as many times larger as the metrics need it to be."""
+        gt, lq = sample.get("gt"), sample.get("lq")
+        # Videos have a dimension more, and data sets for other tasks no scale.
+        if self.scale is None or not all(getattr(each, "ndim", 0) == 3 for each in (gt, lq)):
+            return
+        (gt_height, gt_width), (height, width) = gt.shape[-2:], lq.shape[-2:]
+        if (gt_height, gt_width) != (height * self.scale, width * self.scale):
+            raise BadSampleError(
+                f"{self.section}: {sample.get('lq_path')} is {width} x {height}, but "
+                f"{sample.get('gt_path')} {gt_width} x {gt_height}: that is not scale {self.scale}"
+            )
+
+
+def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> str | None:
+    """What is wrong with a file or LMDB value by itself, or None."""
+    try:
+        content = read(path, side)
+    except FileNotFoundError:
+        return "no such file"
+    except Exception as error:
+        return f"cannot be read: {' '.join(str(error).split())}"
+    if content is None:
+        return "missing, though the LMDB's meta_info.txt lists it"
+    try:
+        image = imfrombytes(content)
+    except Exception:
+        image = None
+    return None if image is not None else f"not a whole image ({len(content)} bytes)"
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, epoch: int, position: int) -> Iterator[None]:
+    with random_states_kept():
+        words = np.random.SeedSequence([seed, epoch, position]).generate_state(3)
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        # Not torch.manual_seed, which would seed the GPUs too.
+        torch.default_generator.manual_seed(int(words[2]))
+        yield

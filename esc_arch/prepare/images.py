@@ -1,0 +1,154 @@
+"""Reading, checking, encoding and writing the image files of a data set."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from esc_arch.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+# BasicSR's own level: higher ones save a few per cent of disk at several times the time.
+PNG_LEVEL = 1
+
+
+class BadInputs(UserError):
+    """Several inputs are wrong; the message has one line for each.
+
+    Attributes:
+        lines: The messages, one an input.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = list(lines)
+        super().__init__("\n".join(self.lines))
+
+
+def list_images(folder: Path, option: str, recursive: bool = False) -> list[Path]:
+    """The image files of a folder, by name.
+
+    Args:
+        folder: The folder to look in.
+        option: What the user calls the folder, for messages (such as `--hr`).
+        recursive: Look in the folders below, too.
+
+    Raises:
+        UserError: The folder is missing, unreadable or without images.
+    """
+    files = find_images(folder, option, recursive)
+    if not files:
+        raise UserError(f"{option} {folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+def find_images(folder: Path, option: str, recursive: bool = False) -> list[Path]:
+    """As `list_images`, but there need not be any.
+
+    Raises:
+        UserError: The folder, or one below it, is missing or unreadable.
+    """
+    try:
+        found = _walk(folder) if recursive else folder.iterdir()
+        files = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(f"{option} {where}: {error.strerror}; a folder is needed") from None
+    # Files such as ._0001.png are what macOS leaves in archives, not images.
+    files = [path for path in files if not path.name.startswith(".")]
+    return sorted(files, key=lambda path: path.name)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        # Neither `rglob` nor `walk` says a word of folders that it cannot read.
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(parent, name) for name in names)
+
+
+def read_image(path: Path) -> tuple[np.ndarray, bool]:
+    """Read an 8 bit image and make sure that it is whole.
+
+    OpenCV decodes it, as in BasicSR, but OpenCV fills what is missing of a truncated file with
+    grey; so Pillow checks it first.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The image as (H, W, 3) uint8 in BGR, and whether it was grey and had to be converted.
+        A fourth channel (alpha) is dropped.
+
+    Raises:
+        UserError: The file cannot be read, is no image, is damaged, or is not 8 bit.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.format == "PNG":
+                picture.verify()
+            else:
+                picture.load()
+    except Exception as error:
+        # Pillow raises a different class for each kind of damage in each format.
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UserError(f"{path}: {reason}; a whole image file is needed") from None
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise UserError(f"{path}: OpenCV cannot decode it; a whole image file is needed")
+    if image.dtype != np.uint8:
+        raise UserError(f"{path}: its values are {image.dtype}; 8 bit is needed")
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), True
+    return np.ascontiguousarray(image[:, :, :3]), False
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of a (H, W, 3) uint8 BGR image."""
+    done, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {image.shape}")
+    return content.tobytes()
+
+
+def png_shape(content: bytes) -> tuple[int, int, int]:
+    """Height, width and channels of a PNG file, from its first 26 bytes.
+
+    Raises:
+        ValueError: These are not the first bytes of a PNG file.
+    """
+    header = bytes(content[:26])
+    if header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR" or len(header) < 26:
+        raise ValueError("not a PNG file")
+    width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+    return height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[header[25]]
+
+
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file beside its place and rename it into place, making its folder if needed.
+
+    Args:
+        path: The file.
+        content: All of it, or its parts in order.
+
+    Raises:
+        OSError: The disk is full or not writable; the file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,167 @@
+"""The papers' training sets: DIV2K and sets like it, and DFLIP."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from esc_arch.errors import UserError
+from esc_arch.prepare.download import download
+from esc_arch.prepare.images import IMAGE_SUFFIXES, BadInputs, write_atomically
+from esc_arch.prepare.subimages import Cutting, Source, find_sources, pack_sub_images
+
+DIV2K_ADDRESS = "http://data.vision.ee.ethz.ch/cvl/DIV2K/"
+DIV2K_ARCHIVE = "DIV2K_train_HR.zip"
+# Images of the sets whose number is known.
+IMAGES = {"DIV2K": 800, "Flickr2K": 2650, "DF2K": 3450, "LSDIR": 84991}
+
+
+def prepare_training_set(
+    name: str,
+    hr: list[Path],
+    out: Path,
+    scales: tuple[int, ...],
+    cutting: Cutting,
+    lr: dict[int, Path] | None = None,
+    count: int | None = None,
+    workers: int | None = None,
+) -> dict[str, int]:
+    """Make `NAME_train_HR_sub.lmdb`, `NAME_train_LR_bicubic_X2_sub.lmdb` and so on.
+
+    Args:
+        name: The set. DIV2K must be whole: 0001 to 0800.
+        hr: Folders with its HR images.
+        out: The folder to make the LMDBs in.
+        scales: Scales to make LR for.
+        cutting: How to cut.
+        lr: Folders with official LR by scale; for other scales LR is made.
+        count: Images the set must have; None for what is known of it, 0 for any.
+        workers: Processes; default the cores.
+
+    Returns:
+        What `pack_sub_images` counts.
+
+    Raises:
+        UserError: Images are missing, damaged or too small, or the LMDBs cannot be written.
+    """
+    if Path(name).name != name:
+        raise UserError(f"--name {name}: the start of a file name is needed; --out is the folder")
+    sources = find_sources(hr, "--hr", lr)
+    expected = IMAGES.get(name, 0) if count is None else count
+    _check_count(name, "--hr", hr, sources, expected, "--count 0")
+    databases = {1: out / f"{name}_train_HR_sub.lmdb"}
+    for scale in scales:
+        databases[scale] = out / f"{name}_train_LR_bicubic_X{scale}_sub.lmdb"
+    return pack_sub_images(sources, databases, cutting, workers)
+
+
+def prepare_dflip(
+    folders: dict[str, Path],
+    out: Path,
+    cutting: Cutting,
+    any_count: bool = False,
+    workers: int | None = None,
+) -> dict[str, int]:
+    """Make `DFLIP_train_HR_sub.lmdb` of the HR images of several sets.
+
+    Args:
+        folders: Folder by name of the set; images in folders below it count too. Keys start with
+            the name.
+        out: The folder to make the LMDB in.
+        cutting: How to cut.
+        any_count: Do not ask for as many images as the sets are known to have.
+        workers: Processes; default the cores.
+
+    Returns:
+        What `pack_sub_images` counts.
+
+    Raises:
+        UserError: Images are missing, damaged or too small, or the LMDB cannot be written.
+    """
+    sources: list[Source] = []
+    problems: list[str] = []
+    for name, folder in folders.items():
+        option = f"--{name.lower()}"
+        try:
+            found = find_sources([folder], option, prefix=f"{name}_", recursive=True)
+            expected = 0 if any_count else IMAGES.get(name, 0)
+            _check_count(name, option, [folder], found, expected, "--any-count")
+            sources += found
+        except UserError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise BadInputs(problems)
+    return pack_sub_images(sources, {1: out / "DFLIP_train_HR_sub.lmdb"}, cutting, workers)
+
+
+def download_div2k(folder: Path, address: str = DIV2K_ADDRESS, progress: bool = True) -> Path:
+    """Download DIV2K's HR training images and unpack them.
+
+    No checksum is published: that of the first download is kept beside the archive and checked
+    from then on. Every image is checked against the archive's own.
+
+    Args:
+        folder: Where the archive and the images go.
+        address: Where the archive lies; another for a mirror.
+        progress: Show progress bars.
+
+    Returns:
+        The folder with the images.
+
+    Raises:
+        UserError: The download failed, or the archive is damaged.
+    """
+    archive = folder / DIV2K_ARCHIVE
+    recorded = archive.with_name(archive.name + ".sha256")
+    expected = recorded.read_text().split()[0] if recorded.exists() else None
+    digest = download(address.rstrip("/") + "/" + DIV2K_ARCHIVE, archive, expected, progress)
+    if expected is None:
+        write_atomically(recorded, f"{digest}  {archive.name}\n".encode())
+    images = folder / archive.stem
+    unpack_images(archive, images, progress)
+    return images
+
+
+def unpack_images(archive: Path, folder: Path, progress: bool = True) -> None:
+    """Unpack the images of a zip archive into one folder; those already there are kept.
+
+    Raises:
+        UserError: The archive is damaged, or the folder cannot be written.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [
+                member
+                for member in opened.infolist()
+                if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES
+            ]
+            for member in tqdm(members, archive.name, unit="image", disable=not progress):
+                # The bare name: an archive must not choose the folder it writes to.
+                path = folder / Path(member.filename).name
+                if not path.exists() or zlib.crc32(path.read_bytes()) != member.CRC:
+                    write_atomically(path, opened.read(member))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive}: {error}; remove it to download it anew") from None
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}") from None
+
+
+def _check_count(
+    name: str, option: str, folders: list[Path], sources: list[Source], count: int, waiver: str
+) -> None:
+    where = " ".join(map(str, folders))
+    if name == "DIV2K" and count == IMAGES[name]:
+        present = {source.hr.stem for source in sources}
+        missing = [f"{i:04d}" for i in range(1, count + 1) if f"{i:04d}" not in present]
+        if missing:
+            some = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            raise UserError(
+                f"{option} {where}: {len(missing)} of the {count} images of {name} are missing: "
+                f"{some}; {waiver} takes any images"
+            )
+    if count and len(sources) != count:
+        raise UserError(
+            f"{option} {where}: {len(sources)} images, but {name} is to have {count}; "
+            f"{waiver} takes any number"
+        )

@@ -1,0 +1,241 @@
+"""Every path against the float64 reference: the formula, and the straightforward network."""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esc_arch.kernels.cpu import library as cpu_kernels
+from esc_arch.ops.attention import BACKENDS, flashbias_attention, naive, window_attention
+from esc_arch.study.bench.measure import reason
+from esc_arch.study.bench.networks import DTYPES, Spec, build
+
+# Relative errors (L2 norms) that rounding explains. "tf32": float32 with the convolutions that
+# cuDNN by default rounds to 10 bits of mantissa.
+TOLERANCES = {"float32": 1e-5, "tf32": 2e-3, "float16": 4e-3, "bfloat16": 2e-2}
+GRADIENT_TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 4e-2}
+
+HEADS, HEAD_DIM, WINDOWS, RANK = 4, 16, 3, 48
+
+ResultAndGradients = tuple[Tensor, Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        path: What was run.
+        precision: A key of `TOLERANCES`.
+        value: "result" or "gradients".
+        relative_error: L2 norm of the difference over that of the reference; None if it did not
+            run.
+        tolerance: Largest that is right.
+        note: Why it did not run.
+    """
+
+    path: str
+    precision: str
+    value: str
+    relative_error: float | None
+    tolerance: float
+    note: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is right; a NaN is not."""
+        return self.relative_error is not None and self.relative_error <= self.tolerance
+
+
+def check_attention(
+    device: str, window_sizes: Sequence[int], dtypes: Sequence[str]
+) -> Iterator[Check]:
+    """Compare all backends and their gradients with the formula in float64 on the CPU.
+
+    Args:
+        device: Where the backends run.
+        window_sizes: Sides of windows in pixels.
+        dtypes: Keys of `DTYPES`.
+
+    Yields:
+        A check of the result and one of all gradients together, a backend.
+    """
+    for window_size in window_sizes:
+        pixels = window_size**2
+        generator = torch.Generator().manual_seed(window_size)
+        draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+        *qkv, grad = draw(4, WINDOWS, HEADS, pixels, HEAD_DIM)
+        table = draw(HEADS, (2 * window_size - 1) ** 2)
+        factors = draw(2, HEADS, pixels, RANK) / RANK**0.25
+
+        def by_table(*inputs: Tensor, name: str, w: int = window_size) -> Tensor:
+            return window_attention(*inputs, w, name)
+
+        paths = {
+            name: (functools.partial(by_table, name=name), [*qkv, table])
+            for name in (*_backends(device), "Auto")
+        }
+        paths["FlashBias"] = (flashbias_attention, [*qkv, *factors])
+        for dtype in dtypes:
+            references = {}
+            for name, (attend, inputs) in paths.items():
+                # The reference starts from the rounded inputs: only the arithmetic is compared.
+                inputs = [t.to(DTYPES[dtype]) for t in inputs]
+                if len(inputs) not in references:
+                    formula = functools.partial(_formula, window_size=window_size)
+                    references[len(inputs)] = _differentiate(
+                        formula, [t.double() for t in inputs], grad
+                    )
+                yield from _check(
+                    f"attention {name}, window {window_size}",
+                    dtype,
+                    functools.partial(
+                        _differentiate,
+                        attend,
+                        [t.to(device) for t in inputs],
+                        grad.to(device, DTYPES[dtype]),
+                    ),
+                    references[len(inputs)],
+                )
+
+
+def check_networks(
+    device: str,
+    names: Sequence[str],
+    size: tuple[int, int],
+    dtypes: Sequence[str],
+    compiled: bool,
+) -> Iterator[Check]:
+    """Compare whole x4 networks and the gradients of their parameters with float64 on the CPU.
+
+    Args:
+        device: Where the networks run.
+        names: Networks that have an attn_type, as in `PRESETS`.
+        size: Width and height of the LR image.
+        dtypes: Keys of `DTYPES`. As in use, types other than float32 are cast for results and
+            autocast for gradients.
+        compiled: Whether to check each network compiled, in place of each of its backends.
+
+    Yields:
+        A check of the result and one of all gradients together, a network, backend and precision.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, size[1], size[0], generator=generator)
+    on_gpu = device.startswith("cuda")
+    precisions = [*dtypes, "tf32"] if on_gpu and "float32" in dtypes else dtypes
+    for name in names:
+        torch.manual_seed(0)
+        network = build(Spec(name, "Naive"), 4)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                # Parameters that start at zero would hide what they do.
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        weights = copy.deepcopy(network.state_dict())
+        network.double()
+        expected = network(x.double())
+        grad = torch.randn(expected.shape, generator=generator)
+        expected_grads = torch.autograd.grad(expected, list(network.parameters()), grad.double())
+        reference = (expected.detach(), expected_grads)
+        specs = [Spec(name, attn_type) for attn_type in (*_backends(device), "Auto")]
+        if compiled:
+            specs = [Spec(name, "Auto", compile=True)]
+        for spec in specs:
+            for precision in precisions:
+                yield from _check(
+                    f"{spec.label} x4",
+                    precision,
+                    functools.partial(
+                        _run_network, spec, precision, weights, x.to(device), grad.to(device)
+                    ),
+                    reference,
+                )
+
+
+def _backends(device: str) -> list[str]:
+    """The backends that are made for a device."""
+    fused = device == "cpu" and cpu_kernels.is_built()
+    return [name for name in BACKENDS if name != "Fused" or fused]
+
+
+def _formula(*inputs: Tensor, window_size: int) -> Tensor:
+    """Attention as written, with a table or with FlashBias's two factors."""
+    if len(inputs) == 4:
+        return naive(*inputs, window_size)
+    q, k, v, bias_q, bias_k = inputs
+    scores = q @ k.mT * q.shape[-1] ** -0.5 + bias_q @ bias_k.mT
+    return scores.softmax(-1) @ v
+
+
+def _differentiate(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
+) -> ResultAndGradients:
+    """The result without gradients recorded, which may take another path, and the gradients."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    with torch.no_grad():
+        result = function(*leaves)
+    return result, torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+def _run_network(
+    spec: Spec, precision: str, weights: dict[str, Tensor], x: Tensor, grad: Tensor
+) -> ResultAndGradients:
+    dtype = DTYPES["float32" if precision == "tf32" else precision]
+    network = build(spec, 4)
+    network.load_state_dict(weights)
+    network.to(x.device)
+    forward = torch.compile(network) if spec.compile else network
+    with _tf32_convolutions(precision == "tf32"):
+        network.train()
+        autocast = dtype != torch.float32
+        with torch.autocast(x.device.type, dtype if autocast else None, enabled=autocast):
+            out = forward(x)
+        # Gradients in float16 need the scaling that a GradScaler finds; the norm's inverse does.
+        scale = 1.0 if dtype != torch.float16 else 1.0 / grad.norm().item()
+        grads = torch.autograd.grad(out, list(network.parameters()), (grad * scale).to(out.dtype))
+        grads = [g / scale for g in grads]
+        network.eval().to(dtype)
+        with torch.no_grad():
+            result = forward(x.to(dtype))
+    return result, grads
+
+
+@contextlib.contextmanager
+def _tf32_convolutions(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _check(
+    path: str,
+    precision: str,
+    compute: Callable[[], ResultAndGradients],
+    reference: ResultAndGradients,
+) -> Iterator[Check]:
+    tolerances = {"result": TOLERANCES[precision], "gradients": GRADIENT_TOLERANCES[precision]}
+    try:
+        result, grads = compute()
+    except Exception as error:
+        for value, tolerance in tolerances.items():
+            yield Check(path, precision, value, None, tolerance, reason(error))
+        return
+    errors = {
+        "result": _relative_error([result], [reference[0]]),
+        "gradients": _relative_error(grads, reference[1]),
+    }
+    for value, tolerance in tolerances.items():
+        yield Check(path, precision, value, errors[value], tolerance)
+
+
+def _relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    difference = torch.stack(
+        [(v.detach().cpu().double() - e).norm() for v, e in zip(values, expected, strict=True)]
+    )
+    return (difference.norm() / torch.stack([e.norm() for e in expected]).norm()).item()

@@ -1,0 +1,401 @@
+"""`basicsr upscale`: every kind of picture in, the same kind out, twice as large."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.utils import img2tensor, tensor2img
+from PIL import Image, ImageOps
+
+import esc_arch  # noqa: F401
+from esc_arch.cli.main import main
+from esc_arch.errors import UserError
+from esc_arch.inference.upscaler import (
+    Job,
+    Picture,
+    Upscaler,
+    encode_png,
+    plan_jobs,
+    read_picture,
+    run_job,
+)
+from esc_arch.zoo import catalogue as checkpoints
+
+NETWORK = {
+    "type": "ESC",
+    "dim": 16,
+    "pdim": 4,
+    "kernel_size": 5,
+    "n_blocks": 1,
+    "conv_blocks": 1,
+    "window_size": 8,
+    "num_heads": 2,
+    "exp_ratio": 1.25,
+    "upscaling_factor": 2,
+}
+ICC_RGB = bytes(16) + b"RGB " + bytes(108)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a tiny network whose results look like its inputs."""
+    torch.manual_seed(0)
+    network = checkpoints.build_on_meta(NETWORK).to_empty(device="cpu")
+    params = {name: torch.randn(value.shape) * 0.02 for name, value in network.state_dict().items()}
+    path = tmp_path_factory.mktemp("model") / "net.pth"
+    torch.save({"params": params, "params_ema": params}, path)
+    return path
+
+
+@pytest.fixture
+def upscaler(model: Path) -> Upscaler:
+    return Upscaler(checkpoints.load_network(model)[0], NETWORK["window_size"])
+
+
+@pytest.fixture
+def crop(photographs: dict[str, np.ndarray]) -> np.ndarray:
+    """A photograph of 20 x 30 pixels."""
+    return photographs["chelsea"][100:120, 150:180]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def with_alpha(crop: np.ndarray, depth: type = np.uint8) -> np.ndarray:
+    ramp = np.linspace(0, np.iinfo(depth).max, crop.shape[1]).astype(depth)
+    return np.dstack([crop, np.tile(ramp, (crop.shape[0], 1))])
+
+
+def upscale(*arguments: object) -> int:
+    return main(["upscale", "--device", "cpu", *map(str, arguments)])
+
+
+def test_the_result_is_that_of_the_evaluation(folder, model, crop):
+    Image.fromarray(crop).save("cat.png")
+    assert upscale("cat.png", "-o", "out", "--model", model) == 0
+
+    network, _ = checkpoints.load_network(model)
+    lq = img2tensor(crop.astype(np.float32) / 255, bgr2rgb=False)[None]
+    padded = torch.nn.functional.pad(lq, (0, -30 % 8, 0, -20 % 8), mode="reflect")
+    expected = tensor2img(network(padded)[..., :40, :60], rgb2bgr=False)
+    assert np.array_equal(np.asarray(Image.open("out/cat.png")), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp"])
+def test_every_format_is_read(suffix, folder, model, crop):
+    Image.fromarray(crop).save(f"cat.{suffix}")
+    assert upscale("cat." + suffix, "-o", "out", "--model", model) == 0
+    result = Image.open("out/cat.png")
+    assert (result.mode, result.size) == ("RGB", (60, 40))
+    nearest = crop.repeat(2, axis=0).repeat(2, axis=1).astype(float)
+    assert np.abs(np.asarray(result) - nearest).mean() < 30
+
+
+def test_the_suffix_of_a_picture_does_not_matter(folder, crop):
+    Image.fromarray(crop).save("cat.jpg", "PNG")
+    assert np.array_equal(read_picture(Path("cat.jpg")).pixels, crop)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["grey", "rgb", "rgba"])
+def test_16_bits_keep_their_depth_and_their_kind(kind, suffix, folder, model, crop, upscaler):
+    deep = crop.astype(np.uint16) * 257 - crop[::-1]
+    deep = {"grey": deep[..., :1], "rgb": deep, "rgba": with_alpha(deep, np.uint16)}[kind]
+    cv2.imwrite(
+        f"cat.{suffix}", deep[:, :, [2, 1, 0, 3][: deep.shape[2]]] if kind != "grey" else deep
+    )
+    assert np.array_equal(read_picture(Path(f"cat.{suffix}")).pixels, deep)
+    assert upscale(f"cat.{suffix}", "-o", "out", "--model", model) == 0
+    result = read_picture(Path("out/cat.png")).pixels
+    assert (result.dtype, result.shape) == (np.uint16, (40, 60, deep.shape[2]))
+    assert np.array_equal(result, upscaler.upscale_picture(Picture(deep)).pixels)
+    # Values between those of 8 bits are used.
+    assert len(np.unique(result % 257)) > 100
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_pictures_of_each_mode_come_out_as_the_nearest_plain_one(mode, folder, model, crop):
+    image = Image.fromarray(with_alpha(crop)).convert(mode if mode != "CMYK" else "RGB")
+    image.convert(mode).save("cat.tif" if mode == "CMYK" else "cat.png")
+    assert upscale("cat.tif" if mode == "CMYK" else "cat.png", "-o", "out", "--model", model) == 0
+    expected = {"1": "L", "P": "RGBA" if image.has_transparency_data else "RGB", "CMYK": "RGB"}
+    assert Image.open("out/cat.png").mode == expected.get(mode, mode)
+
+
+def test_grey_is_the_mean_of_the_networks_three_channels(upscaler, crop):
+    grey = crop[..., :1]
+    rgb = upscaler.upscale(
+        torch.from_numpy(grey / 255).float().permute(2, 0, 1).expand(1, 3, -1, -1)
+    )
+    expected = (rgb.mean(1)[0] * 255).round().byte().numpy()
+    assert np.array_equal(upscaler.upscale_picture(Picture(grey)).pixels[..., 0], expected)
+
+
+def test_alpha_goes_through_the_network_and_leaves_the_colours_alone(upscaler, crop):
+    rgba = with_alpha(crop)
+    result = upscaler.upscale_picture(Picture(rgba)).pixels
+    assert np.array_equal(result[..., :3], upscaler.upscale_picture(Picture(crop)).pixels)
+    alpha = upscaler.upscale_picture(Picture(rgba[..., 3:])).pixels
+    assert np.array_equal(result[..., 3:], alpha)
+
+
+def test_an_alpha_that_is_the_same_everywhere_stays_so(upscaler, crop):
+    for value in (0, 77, 255):
+        rgba = np.dstack([crop, np.full(crop.shape[:2], value, np.uint8)])
+        assert (upscaler.upscale_picture(Picture(rgba)).pixels[..., 3] == value).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "16 bit PNG", "TIFF"])
+def test_pictures_are_upright(orientation, kind, folder, photographs):
+    crop = photographs["coffee"][100:140, 100:160]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = Path("cup")
+    # What Pillow itself makes of it.
+    buffer = io.BytesIO()
+    Image.fromarray(crop).save(buffer, kind.split()[-1], exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(buffer)))
+    if kind == "16 bit PNG":
+        done, content = cv2.imencode(".png", crop[..., ::-1].astype(np.uint16) * 257)
+        chunk = exif.tobytes().removeprefix(b"Exif\0\0")
+        body = b"eXIf" + chunk
+        chunk = struct.pack(">I", len(chunk)) + body + struct.pack(">I", zlib.crc32(body))
+        content = content.tobytes()
+        path.write_bytes(content[:33] + chunk + content[33:])
+        assert np.array_equal(read_picture(path).pixels, expected.astype(np.uint16) * 257)
+    else:
+        path.write_bytes(buffer.getvalue())
+        assert np.array_equal(read_picture(path).pixels, expected)
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_the_colour_profile_is_kept(depth, folder, model, crop):
+    Image.fromarray(crop).save("cat.png", icc_profile=ICC_RGB)
+    if depth == np.uint16:
+        picture = Picture(crop.astype(np.uint16) * 257, ICC_RGB)
+        Path("cat.png").write_bytes(encode_png(picture))
+    assert upscale("cat.png", "-o", "out", "--model", model) == 0
+    result = read_picture(Path("out/cat.png"))
+    assert result.icc_profile == ICC_RGB and result.pixels.dtype == depth
+
+
+def test_the_profile_of_another_kind_of_picture_is_dropped(folder, crop):
+    Image.fromarray(crop).convert("L").save("cat.png", icc_profile=ICC_RGB)
+    assert read_picture(Path("cat.png")).icc_profile is None
+
+
+def test_of_a_phones_picture_with_others_attached_the_first_is_taken(folder, crop):
+    others = [Image.fromarray(crop[::-1])]
+    Image.fromarray(crop).save("cat.jpg", "MPO", save_all=True, append_images=others, quality=95)
+    assert np.abs(read_picture(Path("cat.jpg")).pixels.astype(int) - crop).mean() < 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 2), (8, 8)])
+def test_pictures_of_any_size_are_upscaled(size, upscaler, crop):
+    pixels = np.resize(crop, (*size, 3))
+    assert upscaler.upscale_picture(Picture(pixels)).pixels.shape == (2 * size[0], 2 * size[1], 3)
+
+
+def test_folders_keep_their_structure(folder, model, crop):
+    for name in ("a.png", "sub/b.jpg", "sub/deep er/c.bmp"):
+        path = Path("in") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(crop).save(path)
+    Path("in/notes.txt").write_text("not a picture")
+    Path("in/._a.png").write_text("left by macOS")
+    assert upscale("in", "-o", "out", "--model", model) == 0
+    written = {
+        path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()
+    }
+    assert written == {"a.png", "sub/b.png", "sub/deep er/c.png"}
+
+
+def test_several_folders_do_not_mix(folder, model, crop):
+    for name in ("x/a.png", "y/a.png", "b.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.fromarray(crop).save(name)
+    assert upscale("x", "y", "b.png", "-o", "out", "--model", model) == 0
+    written = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.png")}
+    assert written == {"x/a.png", "y/a.png", "b.png"}
+
+
+def test_results_of_an_earlier_run_are_not_upscaled_again(folder, model, crop):
+    Image.fromarray(crop).save("a.png")
+    for _ in range(2):
+        assert upscale(".", "-o", "out", "--model", model) == 0
+    assert [path.as_posix() for path in sorted(Path(".").rglob("*.png"))] == ["a.png", "out/a.png"]
+
+
+def test_a_bad_picture_is_one_line_and_the_others_go_on(folder, model, crop, capsys):
+    Path("in").mkdir()
+    Image.fromarray(crop).save("in/a.png")
+    Image.fromarray(crop).save("in/z.jpg")
+    content = Path("in/a.png").read_bytes()
+    Path("in/b.png").write_bytes(content[: len(content) // 2])
+    Path("in/c.png").write_text("not a picture")
+    cv2.imwrite("in/d.tif", crop.astype(np.float32))
+    Image.fromarray(crop).save("in/e.tif", save_all=True, append_images=[Image.fromarray(crop)])
+    Image.fromarray(crop[..., 0].astype(np.int32)).save("in/f.tif")
+    Path("in/g.jpg").touch()
+    assert upscale("in", "none.png", "-o", "out", "--model", model) == 1
+    captured = capsys.readouterr()
+    errors = captured.err.splitlines()
+    assert [line.split(": ")[2] for line in errors] == [
+        *(f"in/{name}" for name in ("b.png", "c.png", "d.tif", "e.tif", "f.tif", "g.jpg")),
+        "none.png",
+    ]
+    assert sorted(path.name for path in Path("out/in").iterdir()) == ["a.png", "z.png"]
+    assert captured.out.splitlines()[-1] == "2 upscaled, 0 kept, 7 failed"
+
+
+def test_existing_results_are_kept_unless_overwritten(folder, model, crop):
+    Image.fromarray(crop).save("a.png")
+    Path("out").mkdir()
+    Path("out/a.png").write_text("mine")
+    assert upscale("a.png", "-o", "out", "--model", model) == 0
+    assert Path("out/a.png").read_text() == "mine"
+    assert upscale("a.png", "-o", "out", "--model", model, "--overwrite") == 0
+    assert Image.open("out/a.png").size == (60, 40)
+    assert [path.name for path in Path("out").iterdir()] == ["a.png"]
+
+
+def test_nothing_is_left_where_a_result_cannot_be_written(folder, upscaler, crop):
+    Image.fromarray(crop).save("a.png")
+    Path("file").touch()
+    with pytest.raises(UserError, match="file/a.png: cannot be written"):
+        run_job(Job(Path("a.png"), Path("file/a.png")), upscaler)
+
+
+def test_a_single_picture_can_be_named(folder, model, crop):
+    Image.fromarray(crop).save("a.jpg")
+    assert upscale("a.jpg", "-o", "sub/large.png", "--model", model) == 0
+    assert Image.open("sub/large.png").size == (60, 40)
+
+
+@pytest.mark.parametrize("out", ["large.jpg", "a.jpg", "large.png"])
+def test_an_output_that_cannot_be_is_refused(out, folder, model, crop, capsys):
+    Image.fromarray(crop).save("a.jpg")
+    before = Path("a.jpg").read_bytes()
+    assert upscale("a.jpg", "a.jpg", "-o", out, "--model", model) == 2
+    assert capsys.readouterr().err.startswith(f"basicsr: error: -o {out}: ")
+    assert Path("a.jpg").read_bytes() == before
+
+
+def test_two_pictures_with_one_result_are_told_apart(folder, crop):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(crop).save(name)
+    jobs, problems = plan_jobs([Path("a.png"), Path("a.jpg")], Path("out"))
+    assert [job.source.name for job in jobs] == ["a.png"]
+    assert len(problems) == 1 and problems[0].startswith("a.jpg: its result out/a.png is also that")
+
+
+@pytest.mark.parametrize("out", [".", "in"])
+def test_a_result_never_replaces_an_input(out, folder, model, crop):
+    Path("in").mkdir()
+    Image.fromarray(crop).save("in/a.png")
+    before = Path("in/a.png").read_bytes()
+    source = "in/a.png" if out == "in" else "."
+    os.chdir("in" if out == "." else ".")
+    assert (
+        upscale("a.png" if out == "." else source, "-o", out, "--model", model, "--overwrite") == 1
+    )
+    os.chdir(folder)
+    assert Path("in/a.png").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes symbolic links")
+def test_links_cannot_lead_out_of_the_output_folder(folder, model, crop, capsys):
+    Path("in/sub").mkdir(parents=True)
+    Path("outside").mkdir()
+    Path("out").mkdir()
+    Path("outside/b.png").write_text("precious")
+    Image.fromarray(crop).save("in/sub/a.png")
+    Image.fromarray(crop).save("in/b.png")
+    Path("out/sub").symlink_to(Path("outside").resolve())
+    Path("out/b.png").symlink_to(Path("outside/b.png").resolve())
+    Path("in/loop").symlink_to(Path("in").resolve())
+    assert upscale("in", "-o", "out", "--model", model, "--overwrite") == 1
+    assert "outside" in capsys.readouterr().err
+    assert [path.name for path in Path("outside").iterdir()] == ["b.png"]
+    assert Path("outside/b.png").read_text() == "precious"
+    assert Image.open("out/b.png").size == (60, 40)
+
+
+def test_tiles_change_little_and_whole_windows_not_at_all(model, upscaler, photographs):
+    network, pixels = upscaler.network, photographs["rocket"][100:164, 300:380]
+    lq = torch.from_numpy(pixels / 255).float().permute(2, 0, 1)[None]
+    whole = upscaler.upscale(lq)
+    tiled = Upscaler(network, 8, tile_size=24, tile_pad=16).upscale(lq)
+    assert tiled.shape == whole.shape
+    assert 0 < (tiled - whole).abs().max() < 0.02
+    one_tile = Upscaler(network, 8, tile_size=100, tile_pad=0).upscale(lq)
+    torch.testing.assert_close(one_tile, whole)
+
+
+def test_the_command_takes_tiles_and_half_precision(folder, model, crop):
+    Image.fromarray(crop).save("a.png")
+    assert upscale("a.png", "-o", "whole", "--model", model) == 0
+    more = ("--tile", 16, "--tile-pad", 8, "--dtype", "bfloat16")
+    assert upscale("a.png", "-o", "tiled", "--model", model, *more) == 0
+    whole, tiled = (
+        np.asarray(Image.open(f"{name}/a.png")).astype(int) for name in ("whole", "tiled")
+    )
+    assert 0 < np.abs(whole - tiled).max() < 16
+
+
+def test_without_weights_the_line_says_how_to_get_some(folder, monkeypatch, crop, capsys):
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", folder / "none")
+    Image.fromarray(crop).save("a.png")
+    assert upscale("a.png") == 2
+    assert "basicsr checkpoints download ESC_light_X2" in capsys.readouterr().err
+    assert upscale("a.png", "--model", "ESC_light_X2") == 2
+    assert "basicsr checkpoints download ESC_light_X2" in capsys.readouterr().err
+
+
+def test_shipped_weights_are_used_where_no_model_is_named(folder, monkeypatch, model, crop):
+    from safetensors.torch import save_file
+
+    params = torch.load(model, weights_only=True)["params"]
+    Path("weights").mkdir()
+    save_file(params, "weights/ESC_light_x2_BSD.safetensors")
+    monkeypatch.setattr(checkpoints, "SHIPPED_FOLDER", folder / "weights")
+    Image.fromarray(crop).save("a.png")
+    assert upscale("a.png") == 0
+    assert Image.open("upscaled/a.png").size == (60, 40)
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--tile", "-1"], "--tile -1"),
+        (["--tile-pad", "-8"], "--tile-pad -8"),
+        (["--device", "nonsense"], "--device nonsense: cannot be used here"),
+        (["--model", "none.pth"], "none.pth: no such checkpoint"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, problem, folder, model, crop, capsys):
+    Image.fromarray(crop).save("a.png")
+    assert main(["upscale", "a.png", "--model", str(model), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert problem in error and error.count("\n") == 1
+    assert not Path("upscaled").exists()
+
+
+def test_a_missing_picture_is_an_error_even_where_its_result_exists(tmp_path, model, capsys):
+    result = tmp_path / "result.png"
+    result.write_bytes(b"an earlier result")
+    absent = str(tmp_path / "absent.png")
+    assert main(["upscale", absent, "-o", str(result), "--model", str(model)]) == 1
+    assert "absent.png: No such file or directory" in capsys.readouterr().err
+    assert result.read_bytes() == b"an earlier result"

@@ -1,0 +1,473 @@
+"""BasicSR on today's libraries: each defect that compat mends, in BasicSR's own functions.
+
+What depends on import order or on the start of a process runs in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from esc_arch.plugin import compat
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+
+
+def run_python(
+    code: str, *arguments: object, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+TRAIN = """
+import os, esc_arch
+from basicsr.train import train_pipeline
+if __name__ == "__main__":
+    train_pipeline(os.getcwd())
+"""
+
+
+def all_patched() -> dict[str, Any]:
+    import basicsr.train
+    from basicsr.data import degradations
+    from basicsr.models.base_model import BaseModel
+    from basicsr.utils import dist_util, options
+    from basicsr.utils.file_client import LmdbBackend
+
+    return {
+        "load_resume_state": basicsr.train.load_resume_state,
+        "parse_options": options.parse_options,
+        "model_to_device": BaseModel.model_to_device,
+        "_init_dist_pytorch": dist_util._init_dist_pytorch,
+        "LmdbBackend": LmdbBackend.__init__,
+        "add_jpg_compression": degradations.add_jpg_compression,
+        "build_dataset": basicsr.data.build_dataset,
+    }
+
+
+def test_applying_twice_changes_nothing() -> None:
+    before = all_patched()
+    compat.apply()
+    assert all_patched() == before
+
+
+def test_modules_that_imported_a_function_by_name_have_the_patched_one() -> None:
+    import basicsr
+    from basicsr.utils import options
+
+    assert basicsr.train.parse_options is options.parse_options
+    assert basicsr.test.parse_options is options.parse_options
+    assert basicsr.train.build_dataset is basicsr.data.build_dataset
+    assert basicsr.test.build_dataset is basicsr.data.build_dataset
+    assert basicsr.load_resume_state is basicsr.train.load_resume_state
+    assert options.parse_options.__wrapped__ is not options.parse_options
+
+
+def test_a_basicsr_without_the_defect_keeps_its_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import basicsr.train
+    from basicsr.models.base_model import BaseModel
+
+    def mended_resume(opt: dict) -> None:
+        return None
+
+    def mended_model_to_device(self: BaseModel, net: Any) -> Any:
+        return net.to(self.device)
+
+    monkeypatch.setattr(basicsr.train, "load_resume_state", mended_resume)
+    monkeypatch.setattr(BaseModel, "model_to_device", mended_model_to_device)
+    compat.apply()
+    assert basicsr.train.load_resume_state is mended_resume
+    assert BaseModel.model_to_device is mended_model_to_device
+
+
+def test_grayscale_of_the_missing_torchvision_module_weighs_the_channels() -> None:
+    from torchvision.transforms.functional_tensor import rgb_to_grayscale
+
+    image = torch.eye(3).reshape(1, 3, 1, 3)
+    torch.testing.assert_close(
+        rgb_to_grayscale(image, num_output_channels=1).flatten(),
+        torch.tensor([0.2989, 0.587, 0.114]),
+    )
+
+
+def test_niqe_imports_and_agrees_without_scipys_deprecated_module(
+    photographs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    from basicsr.metrics import calculate_niqe
+
+    image = photographs["astronaut"][:192, :192]
+    np.save(tmp_path / "image.npy", image)
+    code = """
+import sys
+import scipy.ndimage
+# As SciPy 2.0 will be: neither loaded nor to be found.
+del sys.modules["scipy.ndimage.filters"], scipy.ndimage.filters
+scipy.ndimage.__path__ = []
+import esc_arch, numpy
+assert sys.modules["scipy.ndimage.filters"] is scipy.ndimage
+from basicsr.metrics import calculate_niqe
+from basicsr.data.data_util import generate_gaussian_kernel
+assert abs(generate_gaussian_kernel().sum() - 1) < 1e-6
+print(calculate_niqe(numpy.load("image.npy"), 0))
+"""
+    result = run_python(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) == pytest.approx(calculate_niqe(image, 0), rel=1e-6)
+
+
+def test_fid_needs_no_disp_argument_of_sqrtm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from basicsr.metrics import fid
+    from scipy import linalg
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(50, 4))
+    statistics = features.mean(0), np.cov(features, rowvar=False)
+    expected = fid.calculate_fid(*statistics, statistics[0] + 2, 4 * statistics[1])
+
+    sqrtm = linalg.sqrtm
+    monkeypatch.setattr(linalg, "sqrtm", lambda a: sqrtm(a))
+    monkeypatch.setattr(fid, "linalg", linalg)
+    compat.fid_matrix_square_root()
+    assert fid.linalg is not linalg
+    result = fid.calculate_fid(*statistics, statistics[0] + 2, 4 * statistics[1])
+    # |mean difference|^2 + tr(S + 4S - 2 (4 S S)^1/2) = 16 + tr(S)
+    assert result == pytest.approx(16 + np.trace(statistics[1]))
+    assert result == pytest.approx(expected)
+
+
+def test_jpeg_degradation_takes_the_quality_that_basicsr_draws(
+    photographs: dict[str, np.ndarray],
+) -> None:
+    from basicsr.data.degradations import add_jpg_compression, random_add_jpg_compression
+
+    image = photographs["coffee"][:64, :64].astype(np.float32) / 255
+    np.random.seed(0)
+    assert random_add_jpg_compression(image, (30, 95)).shape == image.shape
+    _, encoded = cv2.imencode(".jpg", image * 255.0, [cv2.IMWRITE_JPEG_QUALITY, 40])
+    expected = np.float32(cv2.imdecode(encoded, 1)) / 255
+    np.testing.assert_array_equal(add_jpg_compression(image, np.float64(40.7)), expected)
+
+
+def paired_dataset(gt: Path, lq: Path) -> Any:
+    from basicsr.data import build_dataset
+
+    return build_dataset(
+        {
+            "name": "pairs",
+            "type": "PairedImageDataset",
+            "dataroot_gt": str(gt),
+            "dataroot_lq": str(lq),
+            "io_backend": {"type": "lmdb"},
+            "scale": 2,
+            "phase": "val",
+        }
+    )
+
+
+def test_two_data_sets_read_the_same_lmdb(paired_data: Any) -> None:
+    first = paired_dataset(paired_data.train_gt, paired_data.train_lq)
+    second = paired_dataset(paired_data.train_gt, paired_data.train_lq)
+    for index in (0, 5):
+        torch.testing.assert_close(first[index]["gt"], second[index]["gt"], rtol=0, atol=0)
+
+
+def test_a_worker_reads_an_lmdb_that_its_parent_has_open(paired_data: Any) -> None:
+    opened = paired_dataset(paired_data.train_gt, paired_data.train_lq)
+    expected = opened[3]["lq"]
+    fresh = paired_dataset(paired_data.train_gt, paired_data.train_lq)
+    loader = DataLoader(fresh, num_workers=1, multiprocessing_context="fork")
+    torch.testing.assert_close(list(loader)[3]["lq"][0], expected, rtol=0, atol=0)
+
+
+def test_an_lmdb_that_cannot_be_opened_still_fails(tmp_path: Path) -> None:
+    import lmdb
+    from basicsr.utils import FileClient
+
+    with pytest.raises(lmdb.Error, match="absent"):
+        FileClient("lmdb", db_paths=str(tmp_path / "absent.lmdb"), client_keys="gt")
+
+
+def test_a_data_set_survives_pickling(paired_data: Any) -> None:
+    import copy
+    import pickle
+
+    dataset = paired_dataset(paired_data.train_gt, paired_data.train_lq)
+    for other in (pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)):
+        assert type(other) is type(dataset)
+        torch.testing.assert_close(other[1]["gt"], dataset[1]["gt"], rtol=0, atol=0)
+
+
+def test_unpickling_a_data_set_of_basicsr_imports_the_patches_first(
+    paired_data: Any, tmp_path: Path
+) -> None:
+    import pickle
+
+    dataset = paired_dataset(paired_data.train_gt, paired_data.train_lq)
+    (tmp_path / "dataset.pkl").write_bytes(pickle.dumps(dataset))
+    code = "import pickle; print(len(pickle.load(open('dataset.pkl', 'rb'))))"
+    result = run_python(code, cwd=tmp_path)
+    assert result.stdout == f"{len(dataset)}\n", result.stderr
+
+
+@needs_no_gpu
+def test_options_that_ask_for_gpus_are_lowered_with_a_line_each(
+    write_train_options: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from basicsr.utils.options import parse_options
+
+    path = write_train_options(
+        {
+            "num_gpu": 4,
+            "datasets:train:prefetch_mode": "cuda",
+            "datasets:train:pin_memory": True,
+        }
+    )
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", str(path)])
+    opt, _ = parse_options(str(tmp_path), is_train=True)
+    assert opt["num_gpu"] == 0
+    assert opt["datasets"]["train"]["prefetch_mode"] is None
+    assert opt["datasets"]["train"]["pin_memory"] is False
+    assert caplog.messages == [
+        "num_gpu: 4, but 0 found: using the CPU",
+        "datasets:train:prefetch_mode: cuda needs a GPU: loading without it",
+    ]
+
+
+@needs_no_gpu
+def test_options_that_ask_for_no_gpu_are_left_as_they_are(
+    write_train_options: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from basicsr.utils.options import parse_options
+
+    path = write_train_options({"num_gpu": 0, "datasets:train:prefetch_mode": "cpu"})
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", str(path)])
+    opt, _ = parse_options(str(tmp_path), is_train=True)
+    assert opt["num_gpu"] == 0
+    assert opt["datasets"]["train"]["prefetch_mode"] == "cpu"
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("num_gpu", "dist", "available", "expected"),
+    [(4, False, 1, 1), (2, False, 4, 2), (4, True, 1, 4), (4, True, 0, 0), (0, False, 2, 0)],
+)
+def test_num_gpu_is_lowered_to_what_a_process_can_use(
+    num_gpu: int, dist: bool, available: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "_gpu_count", lambda: available)
+    opt = {"num_gpu": num_gpu, "dist": dist, "rank": 0, "datasets": {}}
+    compat._fit_to_gpus(opt)
+    assert opt["num_gpu"] == expected
+
+
+@needs_no_gpu
+def test_training_resumes_without_a_gpu_and_continues_where_it_was(
+    write_train_options: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_train_options({"name": "whole"})
+    assert run_python(TRAIN, "-opt", path, cwd=tmp_path).returncode == 0
+    # The same run as it was after its second iteration, when it had saved its state.
+    half = tmp_path / "experiments" / "half"
+    (tmp_path / "experiments" / "whole").rename(half)
+    for name in ("net_g_4.pth", "net_g_latest.pth"):
+        (half / "models" / name).rename(tmp_path / name)
+    (half / "training_states" / "4.state").unlink()
+
+    path = write_train_options({"name": "half"})
+    result = run_python(TRAIN, "-opt", path, "--auto_resume", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Resuming training from epoch: 0, iter: 2." in result.stderr
+    assert (half / "training_states" / "4.state").exists()
+    state = torch.load(half / "training_states" / "4.state", weights_only=True)
+    assert state["iter"] == 4
+    assert state["optimizers"][0]["state"][0]["step"] == 4
+    assert state["optimizers"][0]["param_groups"][0]["lr"] == pytest.approx(5e-4)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("states", [["2", "10", "9"], []])
+def test_auto_resume_takes_the_highest_iteration_below_the_root(
+    states: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basicsr.train import load_resume_state
+
+    folder = tmp_path / "root" / "experiments" / "run" / "training_states"
+    folder.mkdir(parents=True)
+    models = tmp_path / "root" / "experiments" / "run" / "models"
+    models.mkdir()
+    (folder / "latest.state").write_text("not a state of an iteration")
+    for state in states:
+        torch.save({"iter": int(state), "epoch": 0}, folder / f"{state}.state")
+        torch.save({"params": {}}, models / f"net_g_{state}.pth")
+    opt = {
+        "rank": 0,
+        "name": "run",
+        "auto_resume": True,
+        "network_g": {},
+        "path": {
+            "training_states": str(folder),
+            "models": str(models),
+            "resume_state": None,
+        },
+    }
+    monkeypatch.chdir(tmp_path)
+    state = load_resume_state(opt)
+    assert (state and state["iter"]) == (10 if states else None)
+    assert opt["path"].get("pretrain_network_g") == (
+        str(models / "net_g_10.pth") if states else None
+    )
+
+
+def test_the_state_of_an_optimizer_and_a_scheduler_is_loaded_as_it_was(tmp_path: Path) -> None:
+    from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+    from basicsr.train import load_resume_state
+
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], 1e-3)
+    schedulers = [
+        MultiStepRestartLR(optimizer, [2, 2, 5]),
+        CosineAnnealingRestartLR(optimizer, [4, 4], [1, 0.5]),
+    ]
+    parameter.sum().backward()
+    optimizer.step()
+    saved = {
+        "epoch": 1,
+        "iter": 7,
+        "optimizers": [optimizer.state_dict()],
+        "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+    }
+    torch.save(saved, tmp_path / "7.state")
+    path = {"resume_state": str(tmp_path / "7.state"), "models": "models"}
+    state = load_resume_state({"auto_resume": False, "path": path})
+    assert state["schedulers"] == saved["schedulers"]
+    moments = state["optimizers"][0]["state"][0]
+    torch.testing.assert_close(moments, saved["optimizers"][0]["state"][0], rtol=0, atol=0)
+
+
+@needs_no_gpu
+def test_a_slurm_task_without_a_gpu_joins_over_gloo(tmp_path: Path) -> None:
+    code = """
+import esc_arch, torch.distributed
+from basicsr.utils.dist_util import get_dist_info, init_dist
+init_dist("slurm", port=0)
+print(torch.distributed.get_backend(), *get_dist_info())
+"""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\n")
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NODELIST": "localhost"}
+    env = {**slurm, "PATH": f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"}
+    result = run_python(code, cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["gloo", "0", "1"]
+
+
+@needs_no_gpu
+def test_real_esrgan_degrades_a_batch_without_a_gpu(
+    photographs: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    from basicsr.models import build_model
+
+    degradation = {
+        "gt_usm": True,
+        "resize_prob": [0.2, 0.7, 0.1],
+        "resize_range": [0.5, 1.5],
+        "gaussian_noise_prob": 0.5,
+        "noise_range": [1, 30],
+        "poisson_scale_range": [0.05, 3],
+        "gray_noise_prob": 0.4,
+        "jpeg_range": [30, 95],
+        "second_blur_prob": 0.8,
+        "resize_prob2": [0.3, 0.4, 0.3],
+        "resize_range2": [0.6, 1.2],
+        "gaussian_noise_prob2": 0.5,
+        "noise_range2": [1, 25],
+        "poisson_scale_range2": [0.05, 2.5],
+        "gray_noise_prob2": 0.4,
+        "jpeg_range2": [30, 95],
+        "gt_size": 32,
+        "queue_size": 2,
+    }
+    model = build_model(
+        {
+            **degradation,
+            "model_type": "RealESRNetModel",
+            "scale": 4,
+            "num_gpu": 0,
+            "dist": False,
+            "is_train": True,
+            "high_order_degradation": True,
+            "network_g": {"type": "SRVGGNetCompact", "num_feat": 4, "num_conv": 1, "upscale": 4},
+            "path": {},
+            "train": {
+                "optim_g": {"type": "Adam", "lr": 1e-4},
+                "scheduler": {"type": "MultiStepLR", "milestones": [10], "gamma": 0.5},
+                "pixel_opt": {"type": "L1Loss"},
+            },
+        }
+    )
+    image = torch.from_numpy(photographs["rocket"][:64, :64].transpose(2, 0, 1).copy())[None] / 255
+    kernel = torch.full((1, 7, 7), 1 / 49)
+    batch = {"gt": image, "kernel1": kernel, "kernel2": kernel, "sinc_kernel": kernel}
+    model.feed_data({name: value.repeat_interleave(2, 0) for name, value in batch.items()})
+    model.feed_data({name: value.repeat_interleave(2, 0) for name, value in batch.items()})
+    assert model.lq.shape == (2, 3, 8, 8)
+    assert model.lq.device.type == "cpu"
+    model.optimize_parameters(1)
+    assert np.isfinite(model.log_dict["l_pix"])
+
+
+def test_importing_leaves_the_random_state_and_the_working_folder_alone(tmp_path: Path) -> None:
+    code = """
+import os, random, numpy, torch
+def states():
+    return str((random.getstate(), numpy.random.get_state(), torch.get_rng_state().tolist()))
+random.seed(1); numpy.random.seed(2); torch.manual_seed(3)
+before, folder, threads = states(), os.getcwd(), torch.get_num_threads()
+import esc_arch
+assert states() == before
+assert os.getcwd() == folder and os.listdir(".") == []
+assert torch.get_num_threads() == threads
+assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+import logging
+assert not logging.getLogger().handlers
+print("unchanged")
+"""
+    result = run_python(code, cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    assert result.stdout == "unchanged\n", result.stderr
+    assert result.stderr == ""
+
+
+def test_option_files_build_no_python_objects(tmp_path: Path) -> None:
+    from basicsr.utils.options import ordered_yaml
+
+    loader, _ = ordered_yaml()
+    witness = tmp_path / "it-ran"
+    with pytest.raises(yaml.YAMLError, match="python/object"):
+        yaml.load(f"a: !!python/object/apply:os.mkdir ['{witness}']", Loader=loader)
+    assert not witness.exists()
+    options = yaml.load("b: 1\na: !!float 5e3\nc: [x, ~]", Loader=loader)
+    assert list(options.items()) == [("b", 1), ("a", 5000.0), ("c", ["x", None])]

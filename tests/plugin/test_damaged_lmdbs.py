@@ -1,0 +1,90 @@
+"""LMDBs that a copy cut short or a disk changed: read, or refused in one line."""
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lmdb
+import pytest
+
+READ = """
+import sys
+import esc_arch
+from basicsr.data import build_dataset
+from esc_arch.plugin.data.exact_order import GuardedDataset
+from esc_arch.errors import UserError
+
+lq, *gts = sys.argv[1:]
+for gt in gts:
+    opt = {"name": "tiny", "type": "PairedImageDataset", "dataroot_gt": gt, "dataroot_lq": lq,
+           "io_backend": {"type": "lmdb"}, "phase": "train", "scale": 2, "gt_size": 32,
+           "use_hflip": True, "use_rot": True}
+    try:
+        dataset = GuardedDataset(build_dataset(opt), opt)
+        for index in range(len(dataset)):
+            dataset[index]
+        print("read")
+    except UserError as error:
+        print(error)
+"""
+
+
+def read_all(gts: Sequence[Path], lq: Path) -> list[str]:
+    """What a process of its own says of all samples of each; a damaged map may kill it."""
+    command = [sys.executable, "-c", READ, str(lq), *map(str, gts)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, (result.returncode, result.stderr[-2000:])
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(gts)
+    return lines
+
+
+def read(gt: Path, lq: Path) -> str:
+    """What a process of its own says of all samples."""
+    return read_all([gt], lq)[0]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.6])
+def test_a_truncated_lmdb_is_named(share: float, tmp_path: Path, paired_data):
+    copy = tmp_path / "cut.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    data = copy / "data.mdb"
+    data.write_bytes(data.read_bytes()[: int(share * data.stat().st_size)])
+    message = read(copy, paired_data.train_lq)
+    assert str(copy) in message
+    assert message.startswith("datasets: train: ")
+
+
+def test_a_changed_bit_in_the_header_of_a_value_is_named(tmp_path: Path, paired_data):
+    copy = tmp_path / "changed.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    with lmdb.open(str(copy)) as environment, environment.begin(write=True) as transaction:
+        value = bytearray(transaction.get(b"rocket_180"))
+        # Within the picture's header, its width.
+        value[18] ^= 1 << 4
+        transaction.put(b"rocket_180", bytes(value))
+    message = read(copy, paired_data.train_lq)
+    assert message.startswith(f"datasets: train: key 'rocket_180' of {copy}: ")
+
+
+def test_changed_bits_anywhere_are_read_over_or_named(tmp_path: Path, paired_data):
+    places = random.Random(0)
+    copies = []
+    for number, flips in enumerate([1] * 10 + [20] * 10):
+        copies.append(tmp_path / f"changed_{number}.lmdb")
+        shutil.copytree(paired_data.train_gt, copies[-1])
+        data = copies[-1] / "data.mdb"
+        content = bytearray(data.read_bytes())
+        for _ in range(flips):
+            content[places.randrange(len(content))] ^= 1 << places.randrange(8)
+        data.write_bytes(content)
+    said = read_all(copies, paired_data.train_lq)
+    # PNG has checksums, so that what is read has changed where nothing is kept.
+    for copy, message in zip(copies, said, strict=True):
+        assert message == "read" or (
+            message.startswith("datasets: train: ") and str(copy) in message
+        )
+    assert "read" in said and len(set(said)) > 5

@@ -1,0 +1,401 @@
+"""Runs that are killed, stopped, starved of disk or fed bad data, in processes of their own."""
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from esc_arch.plugin.training import _ForgivingLogger
+
+# isort: split
+# Importable only once esc_arch has mended it.
+from basicsr.utils import get_root_logger
+
+NETWORK = {
+    "type": "ESC",
+    "dim": 8,
+    "pdim": 4,
+    "kernel_size": 5,
+    "n_blocks": 1,
+    "conv_blocks": 1,
+    "window_size": 8,
+    "num_heads": 2,
+    "upscaling_factor": 2,
+}
+OPTIONS = {
+    "model_type": "ESCModel",
+    "network_g": NETWORK,
+    "datasets:train:num_worker_per_gpu": 2,
+    # 24 samples an epoch: 12 iterations, so that 20 end in the second.
+    "datasets:train:dataset_enlarge_ratio": 3,
+    "train:total_iter": 20,
+    "val:val_freq": 5,
+    "val:pbar": False,
+    "logger:save_checkpoint_freq": 5,
+}
+
+
+class Run:
+    """A `basicsr train` under way."""
+
+    def __init__(self, folder: Path, *arguments: object, preexec: Callable | None = None) -> None:
+        # Unbuffered, so that the log can be watched.
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "esc_arch.cli", "train", *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=preexec,
+        )
+        self.log = ""
+
+    def read_until(self, pattern: str) -> None:
+        while not re.search(pattern, self.log):
+            line = self.process.stdout.readline()
+            assert line, self.log[-3000:]
+            self.log += line
+
+    def finish(self) -> int:
+        self.log += self.process.stdout.read()
+        return self.process.wait(timeout=120)
+
+
+def losses(log: str) -> dict[int, str]:
+    """Losses as printed, by iteration."""
+    found = re.findall(r"iter: +([\d,]+), .*l_pix: (\S+)", log)
+    return {int(iteration.replace(",", "")): loss for iteration, loss in found}
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Holds the reference run once a test has made it."""
+    return {"folder": tmp_path_factory.mktemp("uninterrupted")}
+
+
+@pytest.fixture
+def reference(uninterrupted: dict[str, Any], write_train_options) -> dict[str, Any]:
+    """A run of 20 iterations that nothing disturbs: its folder and its log."""
+    if "log" not in uninterrupted:
+        run = Run(uninterrupted["folder"], "-opt", write_train_options(OPTIONS))
+        assert run.finish() == 0, run.log[-3000:]
+        uninterrupted["log"] = run.log
+    return uninterrupted
+
+
+def check_same_end(folder: Path, reference: dict[str, Any]) -> None:
+    """The checkpoints of both runs at the end hold the same, to the last bit."""
+    ours, theirs = (root / "experiments" / "tiny" for root in (folder, reference["folder"]))
+    for name in ("models/net_g_20.pth", "models/net_g_latest.pth", "training_states/20.state"):
+        assert same(load(ours / name), load(theirs / name)), name
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights_and_losses(
+    tmp_path: Path, reference: dict[str, Any], write_train_options
+):
+    options = write_train_options(OPTIONS)
+    killed = Run(tmp_path, "-opt", options)
+    killed.read_until(r"iter: +7,")
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.finish()
+
+    resumed = Run(tmp_path, "-opt", options, "--auto_resume")
+    assert resumed.finish() == 0, resumed.log[-3000:]
+    expected = losses(reference["log"])
+    assert len(expected) == 20
+    assert losses(resumed.log) == {k: v for k, v in expected.items() if k > 5}
+    check_same_end(tmp_path, reference)
+    validated = [
+        (folder / "experiments/tiny/validation.json").read_text()
+        for folder in (tmp_path, reference["folder"])
+    ]
+    assert validated[0] == validated[1]
+    best = re.findall(r"Best: .*", reference["log"])
+    assert re.findall(r"Best: .*", resumed.log)[-1] == best[-1]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_the_current_iteration_and_says_how_to_go_on(
+    name: str, tmp_path: Path, reference: dict[str, Any], write_train_options
+):
+    number = getattr(signal, name)
+    # BasicSR's own model, which takes the same steps, survives likewise.
+    options = write_train_options({**OPTIONS, "model_type": "SRModel"})
+    run = Run(tmp_path, "-opt", options)
+    run.read_until(r"iter: +13,")
+    # To the loading processes too, as a terminal and most job managers do it.
+    os.killpg(run.process.pid, number)
+    assert run.finish() == 128 + number, run.log[-3000:]
+    assert "Traceback" not in run.log
+    last = run.log.strip().splitlines()[-1]
+    saved = int(re.search(rf"stopped by {name}, saved iteration (\d+); go on with", last)[1])
+    assert 13 <= saved < 20
+    assert f"basicsr train --auto_resume -opt {options}" in last
+    assert (tmp_path / f"experiments/tiny/training_states/{saved}.state").is_file()
+
+    if name == "SIGTERM":
+        resumed = Run(tmp_path, "-opt", options, "--auto_resume")
+        assert resumed.finish() == 0, resumed.log[-3000:]
+        expected = losses(reference["log"])
+        assert losses(resumed.log) == {k: v for k, v in expected.items() if k > saved}
+        check_same_end(tmp_path, reference)
+
+
+def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
+    tmp_path: Path, write_train_options
+):
+    short = {**OPTIONS, "train:total_iter": 6, "logger:save_checkpoint_freq": 2}
+    options = write_train_options(short)
+    assert Run(tmp_path, "-opt", options).finish() == 0
+    experiment = tmp_path / "experiments" / "tiny"
+    model = experiment / "models" / "net_g_6.pth"
+    model.write_bytes(model.read_bytes()[:-1000])
+    state = experiment / "training_states" / "4.state"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+
+    changes = ["train:optim_g:lr=2e-4", "train:scheduler:milestones=[4]"]
+    run = Run(tmp_path, "-opt", options, "--auto_resume", "--force_yml", *changes)
+    assert run.finish() == 0, run.log[-3000:]
+    assert (
+        "WARNING: Resuming keeps what the training state says: lr 0.001 (the options say 0.0002), "
+        "milestones [3] (the options say [4]). path: resume_schedule: options takes the schedule"
+    ) in run.log
+    assert re.search(r"not resumed from iteration 6: .*net_g_6.pth: not a checkpoint", run.log)
+    assert re.search(r"not resumed from iteration 4: .*4.state: damaged", run.log)
+    assert sorted(losses(run.log)) == [3, 4, 5, 6]
+
+
+def test_a_schedule_changed_on_resuming_gives_what_it_gives_from_the_start(
+    tmp_path: Path, write_train_options
+):
+    whole = {**OPTIONS, "train:total_iter": 6, "logger:save_checkpoint_freq": 3}
+    whole["train:scheduler:milestones"] = [4]
+    (tmp_path / "whole").mkdir()
+    assert Run(tmp_path / "whole", "-opt", write_train_options(whole)).finish() == 0
+
+    first = {**whole, "train:total_iter": 3, "train:scheduler:milestones": [5]}
+    (tmp_path / "parts").mkdir()
+    options = write_train_options(first)
+    assert Run(tmp_path / "parts", "-opt", options).finish() == 0
+    changes = ["path:resume_schedule=options", "train:scheduler:milestones=[4]"]
+    run = Run(
+        tmp_path / "parts",
+        *("-opt", options, "--auto_resume", "--force_yml", "train:total_iter=6", *changes),
+    )
+    assert run.finish() == 0, run.log[-3000:]
+    assert "Resuming keeps" not in run.log
+    saved = [tmp_path / part / "experiments/tiny" for part in ("whole", "parts")]
+    for name in ("models/net_g_6.pth", "training_states/6.state"):
+        assert same(*(load(folder / name) for folder in saved)), name
+
+
+def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path, write_train_options):
+    options = write_train_options({**OPTIONS, "train:total_iter": 7})
+    run = Run(
+        tmp_path,
+        "-opt",
+        options,
+        # No file may grow beyond this many bytes: weights fit, training states do not.
+        preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+    )
+    assert run.finish() == 0, run.log[-3000:]
+    assert "Iteration 5 not saved: File too large" in run.log
+    assert sorted(losses(run.log)) == list(range(1, 8))
+    written = {path.name for path in (tmp_path / "experiments/tiny").rglob("*") if path.is_file()}
+    assert not any(name.endswith((".state", ".tmp")) for name in written)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB, where this system lets one be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte free."""
+    with open(folder / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(bytes(512))
+
+
+def test_on_a_disk_without_a_free_byte_training_goes_on_and_the_end_tells(
+    small_disk: Path, write_train_options
+):
+    changes = {"val:save_img": True, "logger:use_tb_logger": True, "train:total_iter": 30}
+    run = Run(small_disk, "-opt", write_train_options({**OPTIONS, **changes}))
+    run.read_until(r"iter: +6,")
+    fill(small_disk)
+    assert run.finish() == 2
+    assert sorted(losses(run.log)) == list(range(1, 31))
+    for line in (
+        "Iteration 25 not saved: No space left on device. Older checkpoints are untouched; ",
+        "chelseax2_25.png not written: ",
+        "End of the training not saved: No space left on device.",
+    ):
+        assert line in run.log, run.log[-3000:]
+    assert "Logging error" not in run.log
+    last = run.log.strip().splitlines()[-1]
+    assert last.startswith("basicsr: error: the training is done, but its end could not be saved: ")
+    experiment = small_disk / "experiments" / "tiny"
+    load(experiment / "models/net_g_5.pth"), load(experiment / "training_states/5.state")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_on_a_full_disk_falls_silent_with_one_line(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+):
+    # BasicSR's logger hands nothing on to the root's.
+    get_root_logger().addHandler(caplog.handler)
+    writer = SummaryWriter(small_disk)
+    logger = _ForgivingLogger(writer)
+    fill(small_disk)
+    for current_iter in range(3):
+        # More than the rest of the disk's last page.
+        logger.add_text("long", "text" * 5000, current_iter)
+        logger.flush()
+    logger.close()
+    get_root_logger().removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        "TensorBoard: No space left on device. Nothing more is written for it until the run is "
+        "resumed; training goes on."
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, write_train_options):
+    options = write_train_options(OPTIONS)
+    run = Run(
+        tmp_path,
+        "-opt",
+        options,
+        preexec=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    assert run.finish() == 2
+    assert "Traceback" not in run.log
+    assert run.log.strip().splitlines()[-1].endswith(": File too large")
+
+
+def test_keep_checkpoints_spares_the_newest_and_the_best(tmp_path: Path, write_train_options):
+    options = write_train_options(
+        {
+            **OPTIONS,
+            "train:total_iter": 6,
+            # Steps this long make the weights worse each time, so the first are the best.
+            "train:optim_g": {"type": "SGD", "lr": 0.5},
+            "train:ema_decay": None,
+            "val:val_freq": 1,
+            "logger:save_checkpoint_freq": 1,
+            "logger:keep_checkpoints": 2,
+        }
+    )
+    run = Run(tmp_path, "-opt", options)
+    assert run.finish() == 0, run.log[-3000:]
+    best = int(re.findall(r"Best: [\d.]+ @ (\d+) iter", run.log)[-1])
+    assert best < 5
+    experiment = tmp_path / "experiments" / "tiny"
+    kept = {path.stem for path in (experiment / "training_states").iterdir()}
+    assert kept == {str(best), "5", "6"}
+    weights = {path.stem for path in (experiment / "models").iterdir()}
+    assert weights == {f"net_g_{name}" for name in [*kept, "latest"]}
+
+
+def test_steps_that_are_not_finite_are_left_out_and_end_the_run_at_last(
+    tmp_path: Path, write_train_options
+):
+    options = write_train_options(
+        {
+            **OPTIONS,
+            "train:optim_g": {"type": "SGD", "lr": 1e38},
+            "train:max_bad_steps": 3,
+            "logger:save_checkpoint_freq": 1,
+        }
+    )
+    run = Run(tmp_path, "-opt", options)
+    assert run.finish() == 2
+    assert "Traceback" not in run.log
+    assert "this step is left out (2 in a row)" in run.log
+    last = run.log.strip().splitlines()[-1]
+    assert last.startswith("basicsr: error: train: max_bad_steps: 3: at iteration ")
+    assert re.search(r"learning rate \de\+3\d, images (astronaut|rocket)_\d+, ", last)
+    for path in (tmp_path / "experiments/tiny/models").iterdir():
+        for weights in load(path).values():
+            assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.fixture
+def broken_lmdb(tmp_path: Path, paired_data) -> Path:
+    """A copy of the GT LMDB in which one value is cut short and one is missing."""
+    copy = tmp_path / "broken.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    with lmdb.open(str(copy)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"rocket_180", transaction.get(b"rocket_180")[:200])
+        transaction.delete(b"astronaut_100")
+    return copy
+
+
+def test_a_bad_sample_ends_the_run_with_its_key_and_file(
+    broken_lmdb: Path, tmp_path: Path, write_train_options
+):
+    options = write_train_options({**OPTIONS, "datasets:train:dataroot_gt": str(broken_lmdb)})
+    run = Run(tmp_path, "-opt", options)
+    assert run.finish() == 2
+    errors = [line for line in run.log.splitlines() if line.startswith("basicsr: error:")]
+    assert len(errors) == 1, run.log[-3000:]
+    assert re.search(
+        rf"key '(rocket_180' of {broken_lmdb}: not a whole image"
+        rf"|astronaut_100' of {broken_lmdb}: missing)",
+        errors[0],
+    )
+
+
+def test_bad_samples_are_skipped_where_the_options_say_so(
+    broken_lmdb: Path, tmp_path: Path, write_train_options
+):
+    options = write_train_options(
+        {
+            **OPTIONS,
+            "train:total_iter": 12,
+            "datasets:train:dataroot_gt": str(broken_lmdb),
+            "datasets:train:on_bad_sample": "skip",
+        }
+    )
+    run = Run(tmp_path, "-opt", options)
+    assert run.finish() == 0, run.log[-3000:]
+    assert len(losses(run.log)) == 12
+    for key in ("rocket_180", "astronaut_100"):
+        assert re.search(rf"WARNING: datasets: train: key '{key}' .*skipped", run.log)

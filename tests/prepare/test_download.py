@@ -1,0 +1,207 @@
+"""Downloads from a local HTTP server that cuts connections, lies about checksums and changes."""
+
+import hashlib
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from esc_arch.errors import UserError
+from esc_arch.prepare.download import download
+
+CONTENT = bytes(range(256)) * 12000 + b"the end"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content`; the settings below spoil it.
+
+    Attributes:
+        cuts: Bytes after which each of the next connections is cut.
+        statuses: Statuses with which the next requests are refused.
+        ranges: Whether ranges are understood.
+        tag: The ETag.
+        asked: The Range headers so far.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.cuts: list[int] = []
+        self.statuses: list[int] = []
+        self.ranges = True
+        self.tag: str | None = '"one"'
+        self.asked: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/file.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.asked.append(self.headers["Range"])
+        if server.statuses:
+            self.send_error(server.statuses.pop(0))
+            return
+        start = 0
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+        if wanted and server.ranges and self.headers["If-Range"] == server.tag:
+            start = int(wanted[1])
+        whole = len(server.content)
+        if start >= whole:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{whole}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        self.send_header("Content-Length", str(whole - start))
+        if server.tag:
+            self.send_header("ETag", server.tag)
+        self.end_headers()
+        rest = server.content[start:]
+        self.wfile.write(rest[: server.cuts.pop(0)] if server.cuts else rest)
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def fetch(server, path, **options):
+    return download(server.url, path, **{"progress": False, "wait": 0.01, **options})
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_downloaded_checked_and_put_in_place(server, tmp_path):
+    path = tmp_path / "below" / "file.zip"
+    assert fetch(server, path, sha256=SHA256.upper()) == SHA256
+    assert path.read_bytes() == CONTENT
+    assert names(path.parent) == ["file.zip"]
+
+
+def test_a_file_that_is_there_is_only_checked(server, tmp_path):
+    path = tmp_path / "file.zip"
+    path.write_bytes(CONTENT)
+    assert fetch(server, path, sha256=SHA256) == SHA256
+    with pytest.raises(UserError, match="remove it to download it anew"):
+        fetch(server, path, sha256="0" * 64)
+    assert path.read_bytes() == CONTENT
+    assert server.asked == []
+
+
+def test_cut_connections_are_taken_up_where_they_stopped(server, tmp_path):
+    server.cuts = [1_000_000, 700_000, 5]
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+    starts = [int(asked[len("bytes=") : -1]) for asked in server.asked[1:]]
+    # All but the last few bytes of each connection are kept.
+    assert 1_000_000 - 65536 < starts[0] <= 1_000_000
+    assert starts[0] + 700_000 - 65536 < starts[1] <= starts[0] + 700_000
+    assert len(starts) == 3
+    assert names(tmp_path) == ["file.zip"]
+
+
+def test_a_later_run_goes_on_from_an_earlier_one(server, tmp_path):
+    server.cuts = [2_000_000, 0]
+    with pytest.raises(UserError, match="run the same command again to go on"):
+        fetch(server, tmp_path / "file.zip", retries=1)
+    assert not (tmp_path / "file.zip").exists()
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+    assert int(server.asked[-1][len("bytes=") : -1]) > 2_000_000 - 65536
+
+
+def test_a_run_killed_before_the_renaming_needs_no_second_download(server, tmp_path):
+    (tmp_path / "file.zip.partial").write_bytes(CONTENT)
+    (tmp_path / "file.zip.partial.tag").write_text(server.tag)
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+    assert server.asked == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
+    server.cuts = [1_500_000, 0]
+    with pytest.raises(UserError):
+        fetch(server, tmp_path / "file.zip", retries=1)
+    server.tag, server.content = '"two"', CONTENT[::-1]
+    digest = fetch(server, tmp_path / "file.zip")
+    assert digest == hashlib.sha256(CONTENT[::-1]).hexdigest()
+
+
+@pytest.mark.parametrize("missing", ["ranges", "tag"])
+def test_servers_that_cannot_resume_are_asked_for_the_whole_again(server, tmp_path, missing):
+    setattr(server, missing, None)
+    server.cuts = [1_000_000]
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+
+
+def test_a_partial_file_longer_than_the_servers_is_not_trusted(server, tmp_path):
+    (tmp_path / "file.zip.partial").write_bytes(CONTENT + b"more")
+    (tmp_path / "file.zip.partial.tag").write_text(server.tag)
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+
+
+def test_a_wrong_checksum_leaves_nothing_to_trust(server, tmp_path):
+    with pytest.raises(UserError, match=f"has SHA-256 {SHA256}, not {'0' * 64}"):
+        fetch(server, tmp_path / "file.zip", sha256="0" * 64)
+    assert "file.zip" not in names(tmp_path)
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+
+
+def test_a_refusal_is_an_error_of_one_line_at_once(server, tmp_path):
+    server.statuses = [404]
+    with pytest.raises(UserError, match="the server says 404 Not Found"):
+        fetch(server, tmp_path / "file.zip")
+    assert len(server.asked) == 1
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.statuses = [503, 500]
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+    server.statuses = [503] * 3
+    with pytest.raises(UserError, match="the server says 503"):
+        fetch(server, tmp_path / "other.zip", retries=2)
+
+
+def test_an_empty_file_is_an_error_of_one_line(server, tmp_path):
+    server.content = b""
+    with pytest.raises(UserError, match="the server sent an empty file"):
+        fetch(server, tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+def test_no_server_is_an_error_of_one_line(server, tmp_path):
+    with pytest.raises(UserError, match="cannot be reached: Connection refused; run the same"):
+        download("http://127.0.0.1:1/file", tmp_path / "file", progress=False, retries=0)
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_one_line(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="exists|Not a directory"):
+        fetch(server, tmp_path / "file" / "file.zip")
+
+
+def test_progress_shows_bytes_rate_and_remaining_time(server, tmp_path, capsys):
+    fetch(server, tmp_path / "file.zip", progress=True)
+    bar = capsys.readouterr().err
+    assert "file.zip: 100%" in bar
+    assert "B/s" in bar

@@ -1,0 +1,120 @@
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from esc_arch.errors import UserError
+from esc_arch.prepare.images import encode_png, list_images, png_shape, read_image, write_atomically
+
+
+@pytest.fixture(scope="module")
+def bgr(photographs) -> np.ndarray:
+    return cv2.cvtColor(photographs["chelsea"][:60, :80], cv2.COLOR_RGB2BGR)
+
+
+def write(path: Path, image: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_a_colour_image_is_read_as_it_is(tmp_path, bgr, suffix):
+    image, was_grey = read_image(write(tmp_path / f"image{suffix}", bgr))
+    assert np.array_equal(image, bgr)
+    assert not was_grey
+
+
+def test_jpeg_is_decoded_as_opencv_and_so_basicsr_does(tmp_path, bgr):
+    path = write(tmp_path / "image.jpg", bgr)
+    assert np.array_equal(read_image(path)[0], cv2.imread(str(path)))
+
+
+def test_a_grey_image_becomes_rgb_and_says_so(tmp_path, bgr):
+    image, was_grey = read_image(write(tmp_path / "grey.png", bgr[:, :, 1]))
+    assert was_grey
+    assert np.array_equal(image, np.stack([bgr[:, :, 1]] * 3, axis=2))
+
+
+def test_alpha_is_dropped(tmp_path, bgr):
+    rgba = np.dstack([bgr, np.full(bgr.shape[:2], 9, np.uint8)])
+    image, was_grey = read_image(write(tmp_path / "alpha.png", rgba))
+    assert np.array_equal(image, bgr)
+    assert not was_grey
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_a_truncated_image_is_refused(tmp_path, bgr, suffix):
+    path = write(tmp_path / f"image{suffix}", bgr)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match=f"image{suffix}: .*a whole image file is needed"):
+        read_image(path)
+
+
+def test_a_png_with_a_flipped_bit_is_refused(tmp_path, bgr):
+    path = write(tmp_path / "image.png", bgr)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a whole image file is needed"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all"])
+def test_what_is_no_image_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "text.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_image(path)
+    assert str(error.value) == f"{path}: not an image; a whole image file is needed"
+
+
+def test_16_bit_is_refused(tmp_path, bgr):
+    path = write(tmp_path / "deep.png", bgr.astype(np.uint16) * 257)
+    with pytest.raises(UserError, match="uint16; 8 bit is needed"):
+        read_image(path)
+
+
+def test_a_missing_file_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(UserError, match="gone.png: No such file or directory"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_images_are_listed_by_name_without_hidden_and_other_files(tmp_path):
+    for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "c.bmp").touch()
+    assert [path.name for path in list_images(tmp_path, "--hr")] == ["a.jpg", "b.PNG"]
+    recursive = list_images(tmp_path, "--hr", recursive=True)
+    assert [path.name for path in recursive] == ["a.jpg", "b.PNG", "c.bmp"]
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_a_folder_that_is_missing_or_without_images_is_named_with_its_option(tmp_path, recursive):
+    with pytest.raises(UserError, match="--hr .*absent: No such file or directory"):
+        list_images(tmp_path / "absent", "--hr", recursive)
+    with pytest.raises(UserError, match=f"--hr {tmp_path}: no images in it"):
+        list_images(tmp_path, "--hr", recursive)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_shape_of_a_png_is_in_its_first_bytes(bgr, channels):
+    image = np.dstack([bgr, bgr])[:, :, :channels]
+    content = cv2.imencode(".png", image)[1].tobytes()
+    assert png_shape(content[:26]) == (60, 80, channels)
+    with pytest.raises(ValueError, match="not a PNG"):
+        png_shape(content[:25])
+
+
+def test_encoding_loses_nothing(bgr):
+    decoded = cv2.imdecode(np.frombuffer(encode_png(bgr), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(decoded, bgr)
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):
+    (tmp_path / "place").mkdir()
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "place", b"content")
+    assert os.listdir(tmp_path) == ["place"]

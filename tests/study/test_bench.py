@@ -1,0 +1,319 @@
+"""`basicsr bench`: what it measures is what it says, and what cannot run is a row that says why."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+import esc_arch
+from esc_arch.errors import UserError
+from esc_arch.study.bench import check, measure, report
+from esc_arch.study.bench.attention import AttentionJob
+from esc_arch.study.bench.measure import Prepared
+from esc_arch.study.bench.networks import PRESETS, NetworkJob, Spec, build, parse_spec
+from esc_arch.study.bench.quality import psnr
+from esc_arch.study.bench.training import TrainingJob
+
+ROOT = Path(esc_arch.__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Allocate:
+    """A job that fills some memory and notes its turn."""
+
+    megabytes: int
+    log: Path
+    label: str = "allocate"
+    device: str = "cpu"
+
+    def prepare(self) -> Prepared:
+        def run():
+            with open(self.log, "a") as file:
+                file.write(f"{self.megabytes} ")
+            time.sleep(0.001)
+            return torch.ones(self.megabytes * 2**18).sum()
+
+        return Prepared(run, {"megabytes": self.megabytes})
+
+
+@dataclass(frozen=True)
+class Fail:
+    """A job that cannot be prepared."""
+
+    label: str = "fail"
+    device: str = "cpu"
+
+    def prepare(self) -> Prepared:
+        raise UserError("it needs what is not here")
+
+
+def tiny_option_file(path: Path, **network: object) -> Path:
+    options = dict(
+        type="ESC",
+        dim=8,
+        pdim=4,
+        kernel_size=3,
+        n_blocks=1,
+        conv_blocks=1,
+        window_size=4,
+        num_heads=2,
+        upscaling_factor=2,
+    )
+    path.write_text(json.dumps({"scale": 2, "network_g": {**options, **network}}))
+    return path
+
+
+def test_timed_runs_take_turns_and_failures_stop_nothing(tmp_path):
+    log = tmp_path / "log"
+    jobs = [Allocate(1, log), Fail(), Allocate(2, log)]
+    first, failed, second = measure.measure(jobs, repeats=3, warmup=0, process_memory=False)
+    assert log.read_text().split() == ["1", "2", *["1", "2"] * 3]
+    assert len(first.seconds) == len(second.seconds) == len(first.cpu_seconds) == 3
+    assert min(first.seconds) >= 0.001
+    assert failed.error == "it needs what is not here"
+    assert not failed.seconds
+
+
+def test_peak_memory_is_that_of_the_job_not_of_the_process_that_started_it(tmp_path):
+    here = torch.ones(400 * 2**18)
+    memory = measure.memory_in_own_process(Allocate(200, tmp_path / "log"), threads=1)
+    del here
+    assert 190 <= memory.process - memory.imports <= 260
+    assert memory.cuda is None
+
+
+def test_a_spec_is_read_from_its_parts():
+    spec = parse_spec("ESC:naive:bfloat16:compile")
+    assert spec == Spec("ESC", "Naive", "bfloat16", True)
+    assert spec.label == "ESC:Naive:bfloat16:compile"
+    assert parse_spec("SwinIR_light", attn_type="SDPA") == Spec("SwinIR_light")
+    assert parse_spec("ESC", attn_type="sdpa") == Spec("ESC", "SDPA")
+    assert parse_spec("MSRResNet").name in ARCH_REGISTRY
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ESC_lite", "no such network or option file .*did you mean 'ESC_light'"),
+        ("ESC:Nave", "'Nave' is neither an attn_type"),
+        ("SwinIR_light:Naive", "SwinIR_light has no attn_type"),
+        ("missing.yml", "missing.yml: cannot be read as an option file"),
+    ],
+)
+def test_a_wrong_spec_is_one_line(text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_spec(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "parameters"),
+    [
+        ("ESC", 2, 946_728),
+        ("ESC_light", 4, 624_372),
+        ("ESC_FP", 3, 530_170),
+        # In thousands: the figures that these networks' papers print.
+        ("SwinIR_light", 2, 910),
+        ("RCAN", 4, 15_592),
+        ("ATD_light", 4, 769),
+        ("SRFormer_light", 4, 873),
+    ],
+)
+def test_networks_have_the_published_number_of_parameters(name, scale, parameters):
+    if ":" in PRESETS[name]["type"]:
+        pytest.importorskip(PRESETS[name]["type"].partition(".")[0])
+    count = sum(p.numel() for p in build(Spec(name), scale).parameters())
+    assert parameters in (count, round(count / 1e3))
+
+
+def test_a_network_is_run_on_what_it_takes_and_cropped():
+    # SwinIR needs multiples of 8 and cannot be cast to bfloat16.
+    for dtype, precision in (("float32", "float32"), ("bfloat16", "bfloat16 (autocast)")):
+        prepared = NetworkJob(Spec("SwinIR_light", dtype=dtype), 2, 9, 11, 1, "cpu").prepare()
+        assert prepared.run().shape == (1, 3, 22, 18)
+        assert prepared.facts == {"precision": precision, "parameters": 910_152}
+
+
+def test_the_attention_backend_of_a_row_is_the_one_that_runs(tmp_path, monkeypatch):
+    from esc_arch.ops import attention
+
+    path = tiny_option_file(tmp_path / "tiny.yml", attn_type="Chunked")
+    ran = []
+    for name, backend in attention.BACKENDS.items():
+        spy = lambda *inputs, name=name, backend=backend: ran.append(name) or backend(*inputs)  # noqa: E731
+        monkeypatch.setitem(attention.BACKENDS, name, spy)
+    for text, wanted in ((f"{path}", "Chunked"), (f"{path}:SDPA", "SDPA")):
+        NetworkJob(parse_spec(text), 2, 8, 8, 1, "cpu").prepare().run()
+        assert set(ran) == {wanted}
+        ran.clear()
+
+
+def test_rows_of_naive_run_without_our_kernels(monkeypatch):
+    from esc_arch.kernels.cpu import library as cpu_kernels
+
+    usable = []
+    is_usable = cpu_kernels.is_usable
+    monkeypatch.setattr(cpu_kernels, "is_usable", lambda: usable.append(is_usable()) or usable[-1])
+    for spec, wanted in ((Spec("ESC_light", "Naive"), False), (Spec("ESC_light"), True)):
+        NetworkJob(spec, 2, 8, 8, 1, "cpu").prepare().run()
+        TrainingJob(spec, 2, 1, 8, "cpu").prepare().run()
+        assert set(usable) == {wanted and cpu_kernels.is_built()}
+        usable.clear()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_training_step_changes_the_weights(tmp_path, dtype):
+    path = tiny_option_file(tmp_path / "tiny.yml")
+    prepared = TrainingJob(Spec(str(path), dtype=dtype), 2, 1, 8, "cpu").prepare()
+    step = prepared.run
+    model = dict(
+        zip(step.__code__.co_freevars, (c.cell_contents for c in step.__closure__), strict=True)
+    )["model"]
+    before = [p.detach().clone() for p in model.net_g.parameters()]
+    step()
+    after = list(model.net_g.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (model.amp_dtype is not None) == (dtype == "bfloat16")
+
+
+def test_attention_jobs_count_what_they_compute():
+    job = AttentionJob("SDPA", 4, "float32", False, 9, 8, 2, 8, "cpu")
+    prepared = job.prepare()
+    prepared.run()
+    windows, heads, pixels = 3 * 2, 2, 16
+    macs = 2 * windows * heads * pixels**2 * 8
+    assert prepared.facts == {"gmacs": round(macs / 1e9, 3), "windows": windows}
+
+
+def test_the_check_accepts_right_backends_and_finds_wrong_ones(monkeypatch):
+    from esc_arch.ops import attention, cpu_kernels
+
+    wrong = attention.BACKENDS["Chunked"]
+    monkeypatch.setitem(
+        attention.BACKENDS, "Chunked", lambda q, k, v, table, w: wrong(q, k, v, 1.01 * table, w)
+    )
+    monkeypatch.delitem(attention.BACKENDS, "Flex")  # Its compilation takes minutes.
+    checks = list(check.check_attention("cpu", [4], ["float32"]))
+    passed = {c.path: c.passed for c in checks if c.value == "result"}
+    if cpu_kernels.is_built():
+        assert passed.pop("attention Fused, window 4")
+    assert passed == {
+        "attention Naive, window 4": True,
+        "attention Chunked, window 4": False,
+        "attention SDPA, window 4": True,
+        "attention Auto, window 4": True,
+        "attention FlashBias, window 4": True,
+    }
+
+
+def test_psnr_is_basicsrs_on_the_padded_image(tmp_path, photographs):
+    hr = photographs["chelsea"][100:142, 100:142]
+    lr = cv2.resize(hr, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    for folder, name, image in (("HR", "cat", hr), ("LR_bicubic/X2", "catx2", lr)):
+        (tmp_path / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / folder / f"{name}.png"), image[..., ::-1])
+    path = tiny_option_file(tmp_path / "tiny.yml")
+    spec = Spec(str(path))
+    assert psnr(spec, 2, "cpu", tmp_path) is None
+    network = build(spec, 2)
+    torch.save({"params": network.state_dict()}, tmp_path / "weights.pth")
+    spec = Spec(str(path), weights=str(tmp_path / "weights.pth"))
+
+    padded = np.pad(lr, ((0, 3), (0, 3), (0, 0)), mode="reflect")
+    with torch.no_grad():
+        sr = network(torch.from_numpy(padded / 255.0).permute(2, 0, 1)[None].float())
+    sr = (sr[0, :, :42, :42].clamp(0, 1) * 255).round().permute(1, 2, 0).double().numpy()
+    luma = np.array([65.481, 128.553, 24.966]) / 255
+    difference = ((sr - hr) @ luma)[2:-2, 2:-2]
+    expected = 10 * np.log10(255**2 / (difference**2).mean())
+    assert psnr(spec, 2, "cpu", tmp_path) == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_table_leaves_out_empty_columns_and_keeps_reasons():
+    rows = [
+        {"model": "A", "latency_ms": 2.0, "cuda_mb": None, "note": None, "seconds": [0.002]},
+        {"model": "B", "latency_ms": None, "cuda_mb": None, "note": "broken", "seconds": []},
+    ]
+    report.add_speedups(rows, rows[0])
+    lines = report.format_table(rows).splitlines()
+    assert lines[0].split() == ["|", "model", "|", "latency_ms", "|", "note", "|", "speedup", "|"]
+    assert lines[2].split() == ["|", "A", "|", "2", "|", "|", "1", "|"]
+    assert lines[3].split() == ["|", "B", "|", "|", "broken", "|", "|"]
+
+
+def test_bench_prints_a_table_and_saves_csv_json_and_a_chart(run_basicsr, tmp_path):
+    path = tiny_option_file(tmp_path / "tiny.yml")
+    arguments = ["--device", "cpu", "--threads", 1, "--size", "12x8", "--scale", 2]
+    models = [path, f"{path}:Naive:bfloat16", "ConvAttn"]
+    done = run_basicsr("bench", *arguments, "--repeats", 3, "--models", *models, "--out", "out/b")
+    assert done.returncode == 0, done.stderr
+    assert "| tiny:Naive:bfloat16 |" in done.stdout
+    assert (tmp_path / "out" / "b.png").read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "out" / "b.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["tiny", "tiny:Naive:bfloat16", "ConvAttn"]
+    for row in rows[:2]:
+        assert row["lr_size"] == "12x8" and row["runs"] == "3"
+        assert float(row["memory_mb"]) >= float(row["imports_mb"]) > 50
+        assert int(row["parameters"]) == sum(
+            p.numel() for p in build(Spec(str(path)), 2).parameters()
+        )
+    assert "no option for the scale" in rows[2]["note"] and not rows[2]["latency_ms"]
+    content = json.loads((tmp_path / "out" / "b.json").read_text())
+    assert content["command"].startswith("basicsr bench --device cpu")
+    assert content["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert len(content["rows"][0]["seconds"]) == 3
+    assert content["peaks"]["matmul_float32_gflops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "ESC_lite"], "did you mean 'ESC_light'"),
+        (["--size", "320"], "320: must be WIDTHxHEIGHT"),
+        (["--weights", "ESC=missing.pth"], "--weights ESC=missing.pth: must be NAME=FILE"),
+        (["--baseline", "RCAN"], "--baseline RCAN: is not among --models"),
+        (["--attn-type", "Nave"], "attn_type is 'Nave'"),
+        (["attention", "--backends", "Nave"], "--backends Nave: must be one of"),
+        (["--device", "gpu"], "--device gpu: must be cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "--device cuda:99: torch finds"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
+    from esc_arch.cli.main import main
+
+    try:
+        status = main(["bench", *arguments])
+    except SystemExit as stopped:
+        status = stopped.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_gpu_script_runs_all_kinds_of_steps_on_the_cpu(tmp_path):
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks" / "on_gpu.sh", "--cpu-smoke", tmp_path],
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("check", "x4_float32", "attention", "train"):
+        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        cannot_run = {row.get("backend") for row in rows if row["note"]}
+        assert rows and cannot_run <= {"plain-flash-attn"}, name
+    assert "FAILED" not in (tmp_path / "log.txt").read_text()

@@ -15,7 +15,8 @@ import esc_arch  # noqa: F401  (registers)
 from esc_arch.inference.tiling import global_pools, super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.prepare.demo import photograph
-from esc_arch.zoo import catalogue as checkpoints
+from esc_arch.zoo.catalogue import default_model
+from esc_arch.zoo.loading import load_network
 
 PHOTOGRAPHS = ("coffee", "chelsea", "astronaut")
 TILES = ((128, 32), (128, 64), (256, 32))
@@ -48,8 +49,8 @@ def differences(network: torch.nn.Module, window_size: int, lq: torch.Tensor) ->
 @torch.inference_mode()
 def main() -> None:
     """Measure and print."""
-    path = checkpoints.default_model()
-    network, network_g = checkpoints.load_network(path)
+    path = default_model()
+    network, network_g = load_network(path)
     print(f"{path.stem}, torch {torch.__version__}, {platform.machine()}, float32\n")
     print("| LR image | tile, margin | mean | largest | mean, tiles alone | largest, tiles alone |")
     print("|---|---|---:|---:|---:|---:|")

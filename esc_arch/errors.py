@@ -1,4 +1,4 @@
-"""The errors that users can cause."""
+"""The errors that users can cause, and text of unknown origin made fit for a line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,18 @@ class UserError(ValueError):
     The message is one line that names the option, the value it has, and what would be right. The
     `basicsr` command prints it without a traceback and ends with status 2.
     """
+
+
+def printable(text: object) -> str:
+    """Text from a file or a file name with all that is not printable escaped.
+
+    Control characters could forge lines or move the cursor; a name that is not UTF-8 has
+    characters that no terminal takes.
+
+    Args:
+        text: Anything; its `str()` is used.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )

@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 HELP = "List, download and check published checkpoints; show what a file holds."
 
@@ -39,18 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one action. 0 if all went well, 1 if `download` or `verify` failed for some of several."""
+    """Do one action. 0 if all went well, 1 if some of several failed."""
     return {"list": _list, "download": _download, "verify": _verify, "info": _info}[args.action](
         args
     )
 
 
 def _list(args: argparse.Namespace) -> int:
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.zoo.catalogue import PUBLISHED, shipped
+    from esc_arch.zoo.identify import build_on_meta
+    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.zoo.local import find
 
     rows = [("NAME", "NETWORK", "SCALE", "PARAMETERS", "TRAINED ON", "HERE")]
-    for name, path in checkpoints.shipped().items():
-        checkpoint = checkpoints.read_checkpoint(path)
+    for name, path in shipped().items():
+        checkpoint = read_checkpoint(path)
         rows.append(
             (
                 name,
@@ -61,9 +66,9 @@ def _list(args: argparse.Namespace) -> int:
                 "in the package",
             )
         )
-    for name, entry in checkpoints.PUBLISHED.items():
-        network = checkpoints.build_on_meta(entry.network_g)
-        path = checkpoints.find(name)
+    for name, entry in PUBLISHED.items():
+        network = build_on_meta(entry.network_g)
+        path = find(name)
         rows.append(
             (
                 name,
@@ -81,71 +86,92 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _download(args: argparse.Namespace) -> int:
-    from esc_arch.errors import UserError
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.zoo.catalogue import published
+    from esc_arch.zoo.local import download_checkpoint
 
-    entries = [checkpoints.published(name) for name in args.names]
-    failed = 0
-    for entry in entries:
-        try:
-            path = checkpoints.download_checkpoint(entry.name, args.mirror, sys.stderr.isatty())
-            print(f"{entry.name}: {path}")
-        except UserError as error:
-            if len(entries) == 1:
-                raise
-            failed += 1
-            print(f"basicsr: error: {error}", file=sys.stderr)
-    return 1 if failed else 0
+    entries = [published(name) for name in args.names]
+
+    def download(name: str) -> None:
+        print(f"{name}: {download_checkpoint(name, args.mirror, sys.stderr.isatty())}")
+
+    return _each(download, [entry.name for entry in entries], alone_raises=True)
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from esc_arch.errors import UserError
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.errors import UserError, printable
+    from esc_arch.zoo import local
+    from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, shipped
 
-    files = args.files or [*checkpoints.shipped().values(), *_downloaded()]
+    files = args.files or [*shipped().values(), *_downloaded()]
     if not files:
-        raise UserError(
-            f"nothing to verify: no checkpoint in {checkpoints.PRETRAINED_FOLDER} and none named"
-        )
-    failed = 0
-    for file in files:
-        try:
-            path = checkpoints.find(file) or checkpoints.resolve(file)
-            network_g = checkpoints.verify_checkpoint(path).network_g
-        except UserError as error:
-            failed += 1
-            print(f"basicsr: error: {error}", file=sys.stderr)
-            continue
-        known = checkpoints.checksum_known(path)
+        raise UserError(f"nothing to verify: no checkpoint in {PRETRAINED_FOLDER} and none named")
+
+    def verify(file: str | Path) -> None:
+        path = local.find(file) or local.resolve(file)
+        network_g = local.verify_checkpoint(path).network_g
+        known = local.checksum_known(path)
         checksum = "checksum right" if known else "no checksum to compare with"
-        print(f"{path}: whole, {network_g['type']} x{network_g['upscaling_factor']}, {checksum}")
-    return 1 if failed else 0
+        network = f"{network_g['type']} x{network_g['upscaling_factor']}"
+        print(f"{printable(path)}: whole, {network}, {checksum}")
+        if note := local.other_than_published(path):
+            print(note, file=sys.stderr)
+
+    return _each(verify, files)
 
 
 def _downloaded() -> list[Path]:
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, SUFFIXES
 
-    folder = checkpoints.PRETRAINED_FOLDER
-    return sorted(path for path in folder.glob("*") if path.suffix in (".pth", ".safetensors"))
+    folder = PRETRAINED_FOLDER
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def _info(args: argparse.Namespace) -> int:
     import yaml
 
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.errors import printable
+    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.zoo.local import resolve
 
-    for number, file in enumerate(args.files):
-        checkpoint = checkpoints.read_checkpoint(checkpoints.resolve(file))
+    printed = False
+
+    def show(file: str) -> None:
+        nonlocal printed
+        checkpoint = read_checkpoint(resolve(file))
         network_g = checkpoint.network_g
-        if number:
+        if printed:
             print()
-        print(f"{checkpoint.path}")
+        printed = True
+        print(printable(checkpoint.path))
         print(f"network: {network_g['type']}")
         print(f"scale: {network_g['upscaling_factor']}")
         print(f"parameters: {checkpoint.parameters:,}")
         print(f"weights: {', '.join(checkpoint.params)}")
         for key, value in checkpoint.metadata.items():
-            print(f"{key}: {value}")
+            print(f"{printable(key)}: {printable(value)}")
         print()
         print(yaml.safe_dump({"network_g": network_g}, sort_keys=False), end="")
-    return 0
+
+    return _each(show, args.files, alone_raises=True)
+
+
+def _each(do: Callable[[Any], None], items: Sequence[Any], alone_raises: bool = False) -> int:
+    """Do all of them, the rest also after one that fails; 1 if one failed.
+
+    Args:
+        do: What to do with one.
+        items: All.
+        alone_raises: Whether the only one ends the command with its error, and so with 2.
+    """
+    from esc_arch.errors import UserError
+
+    failed = 0
+    for item in items:
+        try:
+            do(item)
+        except UserError as error:
+            if alone_raises and len(items) == 1:
+                raise
+            failed += 1
+            print(f"basicsr: error: {error}", file=sys.stderr)
+    return 1 if failed else 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from esc_arch.zoo.catalogue import Checkpoint
+    from esc_arch.zoo.loading import Checkpoint
 
 HELP = "Convert a checkpoint: to FlashBias, or to safetensors."
 
@@ -74,10 +74,12 @@ def _flashbias(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from esc_arch.ops.flashbias import factorize_state_dict
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.zoo.local import resolve
+    from esc_arch.zoo.params import PARAM_KEYS
 
     checkpoint_name, ranks = _split_ranks(args)
-    checkpoint = checkpoints.read_checkpoint(checkpoints.resolve(checkpoint_name))
+    checkpoint = read_checkpoint(resolve(checkpoint_name))
     network_g = checkpoint.network_g
     _check_ranks(ranks, network_g, checkpoint.path)
     outputs = _outputs(args, ranks)
@@ -92,7 +94,7 @@ def _flashbias(args: argparse.Namespace) -> int:
             )
         for rank, state in states.items():
             converted[rank][key] = state
-    best = next(key for key in checkpoints.PARAM_KEYS if key in checkpoint.params)
+    best = next(key for key in PARAM_KEYS if key in checkpoint.params)
 
     with torch.inference_mode():
         exact = _output(network_g, checkpoint.best, lq)
@@ -181,7 +183,7 @@ def _photograph(path: Path | None) -> "Tensor":
 
 def _output(network_g: dict, params: "dict[str, Tensor]", lq: "Tensor") -> "Tensor":
     from esc_arch.inference.upscaler import Upscaler
-    from esc_arch.zoo.catalogue import build_on_meta
+    from esc_arch.zoo.identify import build_on_meta
 
     network = build_on_meta(network_g)
     network.load_state_dict({name: value.float() for name, value in params.items()}, assign=True)
@@ -190,12 +192,13 @@ def _output(network_g: dict, params: "dict[str, Tensor]", lq: "Tensor") -> "Tens
 
 def _safetensors(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.zoo.local import resolve
 
-    path = checkpoints.resolve(args.checkpoint)
+    path = resolve(args.checkpoint)
     output = Path(args.output)
     _check_output(output, (".safetensors",), args.overwrite)
-    checkpoint: Checkpoint = checkpoints.read_checkpoint(path)
+    checkpoint: Checkpoint = read_checkpoint(path)
     metadata = dict(checkpoint.metadata)
     for entry in args.metadata:
         key, equals, value = entry.partition("=")
@@ -209,7 +212,7 @@ def _safetensors(args: argparse.Namespace) -> int:
 
 def _write(path: Path, params: "dict[str, dict[str, Tensor]]", metadata: dict[str, str]) -> None:
     from esc_arch.errors import UserError
-    from esc_arch.zoo.catalogue import PARAM_KEYS
+    from esc_arch.zoo.params import PARAM_KEYS
     from esc_arch.zoo.store import save_state, write_atomically
 
     try:

@@ -105,7 +105,9 @@ def _load(args: argparse.Namespace):
 
     from esc_arch.errors import UserError
     from esc_arch.inference.upscaler import Upscaler
-    from esc_arch.zoo import catalogue as checkpoints
+    from esc_arch.zoo.catalogue import default_model
+    from esc_arch.zoo.loading import load_network
+    from esc_arch.zoo.local import resolve
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -113,8 +115,8 @@ def _load(args: argparse.Namespace):
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--device {device}: cannot be used here: {reason}") from None
-    path = checkpoints.resolve(args.model or checkpoints.default_model())
-    network, network_g = checkpoints.load_network(path, device, getattr(torch, args.dtype))
+    path = resolve(args.model or default_model())
+    network, network_g = load_network(path, device, getattr(torch, args.dtype))
     return Upscaler(network, network_g["window_size"], args.tile, args.tile_pad)
 
 

@@ -15,8 +15,10 @@ from esc_arch.errors import UserError
 from esc_arch.ops.attention import relative_position_bias_backward
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.study.complexity import count_parameters
-from esc_arch.zoo.catalogue import load_network, resolve
-from esc_arch.zoo.store import load_state, select_params
+from esc_arch.zoo.loading import load_network
+from esc_arch.zoo.local import resolve
+from esc_arch.zoo.params import select_params
+from esc_arch.zoo.store import load_state
 
 # Shares of the total that the size of a receptive field is given for.
 ERF_SHARES = (0.2, 0.3, 0.5, 0.99)

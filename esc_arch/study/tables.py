@@ -29,8 +29,8 @@ from esc_arch.zoo.catalogue import (
     PRETRAINED_FOLDER,
     PUBLISHED,
     SHIPPED_FOLDER,
-    verify_checkpoint,
 )
+from esc_arch.zoo.local import verify_checkpoint
 from esc_arch.zoo.store import write_atomically
 
 CUT_OFF = "yes, cut off"

@@ -9,18 +9,57 @@ import io
 import os
 import pickle
 import re
+import secrets
+import stat
 import warnings
-import zipfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
+from esc_arch.zoo.content import check_zip, kind_of, safetensors_metadata
 
 TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"\.esc-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of another once it is complete.
+
+    The name beside it is short, since the target's may be as long as can be, and cannot be
+    guessed, so that nobody can plant a link there. The mode of an older file is kept.
+
+    Args:
+        path: Where the file goes; the folder must exist.
+
+    Yields:
+        The file, to be written and read; after an exception the older file is as it was.
+
+    Raises:
+        OSError: The disk is full, the folder is missing, ...; nothing is left behind.
+    """
+    path = Path(path)
+    name = f".esc-{_this_machine()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    temporary = path.with_name(name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            if hasattr(os, "fchmod") and path.is_file():
+                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
@@ -33,18 +72,48 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     Raises:
         OSError: The disk is full, the folder is missing, ...; nothing is left behind.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    with replacing(path) as file:
+        file.write(content)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed runs were writing when they were killed.
+
+    Args:
+        folder: Where they wrote; need not exist.
+    """
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or (found[1] == _this_machine() and not _is_running(int(found[2]))):
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """As `remove_temporary_files`, for a folder of the user's: only what has our kind of name."""
+    for path in folder.glob(f".esc-*{TEMPORARY_SUFFIX}"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and found[1] == _this_machine() and not _is_running(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+def _this_machine() -> str:
+    import platform
+
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    if os.name != "posix":
+        return True  # Where asking might end it.
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def save_state(state: Any, path: str | os.PathLike) -> None:
@@ -66,41 +135,46 @@ def save_state(state: Any, path: str | os.PathLike) -> None:
 
 
 def load_state(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint (.pth, .pt, .state or .safetensors) onto the CPU without running its code.
+    """Read a checkpoint (.pth, .ckpt, .state, .safetensors, ...) onto the CPU without its code.
 
     Args:
-        path: The file. Its content decides how it is read, the name only tells .safetensors.
+        path: The file. Its content decides how it is read, not its name.
 
     Returns:
         What the file holds: for BasicSR's files `params` and perhaps `params_ema`, each a mapping
-        from names to tensors; for a .safetensors file the tensors by name.
+        from names to tensors; for a .safetensors file the tensors by name. Later changes of the
+        file do not reach the tensors.
 
     Raises:
         UserError: One line: the file is missing, truncated, damaged, of another kind, or holds a
             pickle that would run code.
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    return read_file(path)[0]
 
-            return load_file(path)
-        if zipfile.is_zipfile(path):
-            # torch does not compare the checksums that it writes.
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise UserError(f"{path}: damaged: the checksum of '{damaged}' in it is wrong")
-        with warnings.catch_warnings():
-            # The warning about foreign pickle protocols: what it warns of is an error below.
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; a checkpoint file is expected") from None
+
+def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
+    """As `load_state`, with the text that a .safetensors file carries (else none)."""
+    path = Path(path)
+    kind = kind_of(path)
+    metadata: dict[str, str] = {}
+    try:
+        if kind == "safetensors":
+            import safetensors.torch
+
+            content = path.read_bytes()
+            state = safetensors.torch.load(content)
+            metadata = safetensors_metadata(content)
+        else:
+            if kind == "zip":
+                check_zip(path)
+            with warnings.catch_warnings():
+                # The warning about foreign pickle protocols: what it warns of is an error below.
+                warnings.simplefilter("ignore")
+                # As a file, since torch itself would go by the suffix of a path.
+                with open(path, "rb") as file:
+                    state = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError:
-        raise UserError(f"{path}: cannot be read: permission denied") from None
+        raise UserError(f"{printable(path)}: cannot be read: permission denied") from None
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -109,69 +183,16 @@ def load_state(path: str | os.PathLike) -> dict[str, Any]:
         # Damaged bytes can surface as nearly any exception from within the unpickler.
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise UserError(
-            f"{path}: not a checkpoint, or not a whole one ({path.stat().st_size} bytes): "
-            f"{type(error).__name__}{': ' if reason else ''}{reason}"
+            f"{printable(path)}: not a checkpoint, or not a whole one "
+            f"({path.stat().st_size:,} bytes): "
+            f"{type(error).__name__}{': ' if reason else ''}{printable(reason)}"
         ) from None
     if not isinstance(state, Mapping):
         raise UserError(
-            f"{path}: holds a {type(state).__name__}; a checkpoint holds a mapping of names"
+            f"{printable(path)}: holds a {type(state).__name__}; a checkpoint holds a mapping of "
+            "names"
         )
-    return state
-
-
-def select_params(
-    state: Mapping[str, Any], path: str | os.PathLike, param_key: str | None = "params"
-) -> dict[str, Tensor]:
-    """Pick one network's tensors out of a checkpoint, as BasicSR's `param_key_g` does.
-
-    Args:
-        state: What `load_state` returned.
-        path: The file, for the error.
-        param_key: `params`, `params_ema`, ...; where it is absent `params` is taken, and where that
-            is absent too, a file that holds the tensors directly. None takes the file as it is.
-
-    Returns:
-        Names to tensors, without the `module.` that DataParallel puts in front.
-
-    Raises:
-        UserError: There are no such tensors in the file.
-    """
-    for key in (param_key, "params"):
-        if key is not None and key in state:
-            state = state[key]
-            break
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
-        keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, Mapping) else "no mapping"
-        raise UserError(f"{path}: has no tensors under '{param_key}' (it has: {keys or 'nothing'})")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def load_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike, strict: bool = True
-) -> None:
-    """Load tensors into a network.
-
-    Args:
-        network: The network; may be without memory for its weights (on `meta`).
-        weights: What `select_params` returned.
-        path: The file, for the error.
-        strict: Whether names must be the same on both sides.
-
-    Raises:
-        UserError: They do not fit.
-    """
-    try:
-        network.load_state_dict(weights, strict=strict)
-    except RuntimeError as error:
-        reasons = [line.strip() for line in str(error).splitlines()[1:]]
-        shown = " ".join(reasons[:2]) + (" ..." if len(reasons) > 2 else "")
-        raise UserError(
-            f"{path}: does not fit {type(network).__name__} with these options: {shown}"
-        ) from None
+    return state, metadata
 
 
 def newest_whole_state(
@@ -202,24 +223,14 @@ def newest_whole_state(
     return None, skipped
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove what a killed run was writing when it was killed.
-
-    Args:
-        folder: Where it wrote; need not exist.
-    """
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
-
-
 def _explain_refusal(path: Path, message: str) -> str:
     """One line from the long text with which torch refuses a pickle."""
     found = re.search(r"(?:GLOBAL|Unsupported global: GLOBAL|class) ([\w.]+)", message)
     if found is None:
-        return f"{path}: not a checkpoint of plain tensors: it cannot be unpickled"
+        return f"{printable(path)}: not a checkpoint of plain tensors: it cannot be unpickled"
     return (
-        f"{path}: refused: the file asks to run or build '{found.group(1)}', and code from a file "
-        "may do anything; a checkpoint of plain tensors is expected"
+        f"{printable(path)}: refused: the file asks to run or build '{found.group(1)}', and code "
+        "from a file may do anything; a checkpoint of plain tensors is expected"
     )
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 import esc_arch  # noqa: F401
 from esc_arch.cli.main import main
 from esc_arch.ops.flashbias import factorize_bias, largest_bias_error
-from esc_arch.zoo import catalogue as checkpoints
+from esc_arch.zoo.identify import build_on_meta
+from esc_arch.zoo.loading import load_network, read_checkpoint
 
 WINDOW = 8
 TINY = {
@@ -47,7 +48,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for key in ("params", "params_ema"):
         state[key] = {
             name: torch.randn(value.shape) * (1 if name.endswith("position_bias") else 0.1)
-            for name, value in checkpoints.build_on_meta(TINY).state_dict().items()
+            for name, value in build_on_meta(TINY).state_dict().items()
         }
     torch.save(state, "net.pth")
     return Path("net.pth")
@@ -86,8 +87,8 @@ def test_a_converted_network_of_full_rank_gives_the_same_picture(checkpoint, cap
     assert errors[rank][0] < 1e-5 and errors[rank][1] < 1e-4
     assert errors["4"][0] > 0.1 and errors["4"][1] > errors[rank][1]
 
-    exact, _ = checkpoints.load_network(checkpoint)
-    converted, network_g = checkpoints.load_network(f"r{rank}.pth")
+    exact, _ = load_network(checkpoint)
+    converted, network_g = load_network(f"r{rank}.pth")
     assert network_g == {**TINY, "attn_type": "FlashBias", "flashbias_rank": WINDOW**2}
     lq = torch.rand(1, 3, 24, 16)
     torch.testing.assert_close(converted(lq), exact(lq), atol=1e-4, rtol=0)
@@ -96,7 +97,7 @@ def test_a_converted_network_of_full_rank_gives_the_same_picture(checkpoint, cap
 def test_both_params_and_params_ema_are_converted(checkpoint):
     arguments = ["convert", "flashbias", str(checkpoint), "--rank", "9", "-o", "out.pth"]
     assert main(arguments) == 0
-    before, after = (checkpoints.read_checkpoint(path) for path in (checkpoint, "out.pth"))
+    before, after = (read_checkpoint(path) for path in (checkpoint, "out.pth"))
     assert before.params.keys() == after.params.keys()
     for key, params in after.params.items():
         table = before.params[key]["blocks.1.attn.relative_position_bias"]
@@ -117,8 +118,7 @@ def test_the_output_error_is_that_on_the_picture_given(checkpoint, photographs, 
     lq = torch.from_numpy(image / 255).float().permute(2, 0, 1)[None]
     lq = torch.nn.functional.pad(lq, (0, -50 % WINDOW, 0, 0), mode="reflect")
     outputs = [
-        checkpoints.load_network(path)[0](lq)[..., :80, :100].clamp(0, 1)
-        for path in (checkpoint, "out.pth")
+        load_network(path)[0](lq)[..., :80, :100].clamp(0, 1) for path in (checkpoint, "out.pth")
     ]
     assert printed == pytest.approx((outputs[0] - outputs[1]).abs().max().item(), rel=0.01)
 

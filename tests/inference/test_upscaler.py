@@ -26,6 +26,8 @@ from esc_arch.inference.upscaler import (
     run_job,
 )
 from esc_arch.zoo import catalogue as checkpoints
+from esc_arch.zoo.identify import build_on_meta
+from esc_arch.zoo.loading import load_network
 
 NETWORK = {
     "type": "ESC",
@@ -46,7 +48,7 @@ ICC_RGB = bytes(16) + b"RGB " + bytes(108)
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny network whose results look like its inputs."""
     torch.manual_seed(0)
-    network = checkpoints.build_on_meta(NETWORK).to_empty(device="cpu")
+    network = build_on_meta(NETWORK).to_empty(device="cpu")
     params = {name: torch.randn(value.shape) * 0.02 for name, value in network.state_dict().items()}
     path = tmp_path_factory.mktemp("model") / "net.pth"
     torch.save({"params": params, "params_ema": params}, path)
@@ -55,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upscaler(model: Path) -> Upscaler:
-    return Upscaler(checkpoints.load_network(model)[0], NETWORK["window_size"])
+    return Upscaler(load_network(model)[0], NETWORK["window_size"])
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_the_result_is_that_of_the_evaluation(folder, model, crop):
     Image.fromarray(crop).save("cat.png")
     assert upscale("cat.png", "-o", "out", "--model", model) == 0
 
-    network, _ = checkpoints.load_network(model)
+    network, _ = load_network(model)
     lq = img2tensor(crop.astype(np.float32) / 255, bgr2rgb=False)[None]
     padded = torch.nn.functional.pad(lq, (0, -30 % 8, 0, -20 % 8), mode="reflect")
     expected = tensor2img(network(padded)[..., :40, :60], rgb2bgr=False)

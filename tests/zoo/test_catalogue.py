@@ -16,8 +16,12 @@ import esc_arch  # noqa: F401
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.zoo import catalogue as checkpoints
-from esc_arch.zoo.catalogue import PUBLISHED, build_on_meta, identify, resolve
-from esc_arch.zoo.store import load_state, select_params
+from esc_arch.zoo.catalogue import MIRROR_VARIABLE, PRETRAINED_FOLDER, PUBLISHED
+from esc_arch.zoo.identify import _clean_ratio, build_on_meta, identify
+from esc_arch.zoo.loading import load_network, read_checkpoint
+from esc_arch.zoo.local import download_checkpoint, resolve
+from esc_arch.zoo.params import select_params
+from esc_arch.zoo.store import load_state
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPES = json.loads((DATA / "checkpoints.json").read_text())
@@ -55,7 +59,7 @@ def save_pth(path: Path, network_g: dict, seed: int = 0) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(checkpoints.MIRROR_VARIABLE, raising=False)
+    monkeypatch.delenv(MIRROR_VARIABLE, raising=False)
     return tmp_path
 
 
@@ -107,7 +111,7 @@ def test_options_of_any_network_of_the_family_are_found(changes):
 @pytest.mark.parametrize("dim", [12, 16, 24, 48, 60, 64, 180])
 @pytest.mark.parametrize("ratio", [0.5, 1, 1.1, 1.25, 1.3, 4 / 3, 1.5, 1.7, 2, 2.66])
 def test_the_ratio_found_gives_the_same_hidden_channels_and_is_plain(dim, ratio):
-    found = checkpoints._clean_ratio(dim, int(dim * ratio))
+    found = _clean_ratio(dim, int(dim * ratio))
     assert int(dim * found) == int(dim * ratio)
     assert len(str(found)) <= 5
 
@@ -164,7 +168,7 @@ def test_absurd_shapes_are_refused_at_once(changes):
 def test_tensors_of_integers_are_refused(folder):
     torch.save({key: value.int() for key, value in make_params(TINY).items()}, "net.pth")
     with pytest.raises(UserError, match="'plk_filter' is of torch.int32"):
-        checkpoints.read_checkpoint("net.pth")
+        read_checkpoint("net.pth")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_a_loaded_network_gives_the_reference_images(name, tmp_path):
     case = torch.load(DATA / f"{name}.pt", weights_only=True)
     path = tmp_path / "net.pth"
     torch.save({"params": case["params"]}, path)
-    network, network_g = checkpoints.load_network(path)
+    network, network_g = load_network(path)
     assert network_g["type"] == case["type"]
     with torch.inference_mode():
         sr = network(case["lq"][0][None])[0]
@@ -183,7 +187,7 @@ def test_a_loaded_network_gives_the_reference_images(name, tmp_path):
 
 def test_the_averaged_weights_are_loaded_and_dtype_is_followed(folder):
     path = save_pth(folder / "net.pth", TINY)
-    network, _ = checkpoints.load_network(path, dtype=torch.float64)
+    network, _ = load_network(path, dtype=torch.float64)
     ema = load_state(path)["params_ema"]["last.weight"]
     assert torch.equal(network.last.weight, ema.double())
     assert not network.training
@@ -197,7 +201,7 @@ def test_a_file_of_bare_tensors_and_one_from_parallel_training_load(folder):
     )
     save_file(params, "net.safetensors", {"data": "BSDS400"})
     for name in ("bare.pth", "parallel.pth", "net.safetensors"):
-        checkpoint = checkpoints.read_checkpoint(name)
+        checkpoint = read_checkpoint(name)
         assert checkpoint.network_g == TINY
         assert torch.equal(checkpoint.best["proj.bias"], params["proj.bias"])
     assert checkpoint.metadata == {"data": "BSDS400"}
@@ -217,7 +221,7 @@ def test_info_prints_a_block_that_builds_the_network(folder, capsys):
 
 def test_buffers_are_not_counted_as_parameters(folder):
     network_g = {**REAL, "use_dysample": True}
-    checkpoint = checkpoints.read_checkpoint(save_pth(folder / "net.pth", network_g))
+    checkpoint = read_checkpoint(save_pth(folder / "net.pth", network_g))
     buffers = build_on_meta(network_g).to_img.init_pos.numel()
     assert checkpoint.parameters == sum(v.numel() for v in checkpoint.best.values()) - buffers
 
@@ -272,7 +276,13 @@ def test_the_table_agrees_with_the_published_networks():
     names |= {"ESC_light_X4": "ESC_light_x4", "ESC_Real_X4_GAN": "ESC_Real_x4"}
     for name, row in names.items():
         assert PUBLISHED[name].network_g == SHAPES[row]["network_g"]
-    assert len(PUBLISHED) == 17
+    factored = PUBLISHED["ESC_DIV2K_FB_R48_X2"].network_g
+    assert factored == {
+        **PUBLISHED["ESC_DIV2K_X2"].network_g,
+        "attn_type": "FlashBias",
+        "flashbias_rank": 48,
+    }
+    assert len(PUBLISHED) == 19
 
 
 def publish(root: Path, name: str, network_g: dict | None = None) -> Path:
@@ -298,18 +308,18 @@ def test_a_download_is_put_in_place_and_its_checksum_recorded(folder, server, ca
 
 
 def test_a_file_that_is_already_there_is_kept(folder, monkeypatch):
-    path = publish(folder / checkpoints.PRETRAINED_FOLDER, "ESC_light_X2")
+    path = publish(folder / PRETRAINED_FOLDER, "ESC_light_X2")
     before = path.read_bytes()
-    monkeypatch.setenv(checkpoints.MIRROR_VARIABLE, "http://127.0.0.1:1")
-    assert checkpoints.download_checkpoint("ESC_light_X2") == Path(*path.parts[-3:])
+    monkeypatch.setenv(MIRROR_VARIABLE, "http://127.0.0.1:1")
+    assert download_checkpoint("ESC_light_X2") == Path(*path.parts[-3:])
     assert path.read_bytes() == before
 
 
 def test_a_changed_byte_is_found_wherever_the_file_is_used(folder, server, monkeypatch, capsys):
     root, url = server
     publish(root, "ESC_light_X3")
-    monkeypatch.setenv(checkpoints.MIRROR_VARIABLE, url)
-    path = checkpoints.download_checkpoint("ESC_light_X3", progress=False)
+    monkeypatch.setenv(MIRROR_VARIABLE, url)
+    path = download_checkpoint("ESC_light_X3", progress=False)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -338,7 +348,7 @@ def test_a_download_of_something_else_is_not_kept(name, published, problem, fold
     assert main(["checkpoints", "download", name, "--mirror", url]) == 2
     error = capsys.readouterr().err
     assert problem in error and error.count("\n") == 1
-    assert list((folder / checkpoints.PRETRAINED_FOLDER).iterdir()) == []
+    assert list((folder / PRETRAINED_FOLDER).iterdir()) == []
 
 
 def test_a_page_in_place_of_the_file_and_a_missing_file_are_one_line(folder, server, capsys):
@@ -348,13 +358,13 @@ def test_a_page_in_place_of_the_file_and_a_missing_file_are_one_line(folder, ser
     assert main(arguments) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"basicsr: error: {url}/ESC_FP_X2.pth: not a checkpoint")
+    assert lines[0].startswith(f"basicsr: error: {url}/ESC_FP_X2.pth: is a web page")
     assert "404" in lines[1]
-    assert list((folder / checkpoints.PRETRAINED_FOLDER).glob("*.pth")) == []
+    assert list((folder / PRETRAINED_FOLDER).glob("*.pth")) == []
 
 
 def test_list_shows_every_name_and_what_is_here(folder, capsys):
-    save_pth(folder / checkpoints.PRETRAINED_FOLDER / "ESC_FP_X2.pth", TINY)
+    save_pth(folder / PRETRAINED_FOLDER / "ESC_FP_X2.pth", TINY)
     assert main(["checkpoints", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines.keys() >= PUBLISHED.keys()
@@ -371,5 +381,5 @@ def test_unknown_names_are_refused_before_anything_is_downloaded(folder, capsys)
 def test_params_of_two_networks_in_one_file_are_refused(folder):
     torch.save({"params": make_params(TINY), "params_ema": make_params(REAL)}, "net.pth")
     with pytest.raises(UserError, match="params and params_ema are of different networks"):
-        checkpoints.read_checkpoint("net.pth")
+        read_checkpoint("net.pth")
     assert select_params(load_state("net.pth"), "net.pth")

@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from esc_arch.errors import UserError
-from esc_arch.zoo.store import (
-    load_state,
-    newest_whole_state,
-    save_state,
-    select_params,
-    write_atomically,
-)
+from esc_arch.zoo.params import select_params
+from esc_arch.zoo.store import load_state, newest_whole_state, save_state, write_atomically
 
 STATE = {"params": {"weight": torch.arange(300.0), "bias": torch.ones(2)}, "iter": 7}
 
@@ -114,7 +109,7 @@ def test_params_are_picked_by_key_without_the_prefix_of_dataparallel():
     assert select_params(state, "f", "params")["a"] == 1
     assert select_params({"params": {"a": weight}}, "f", "params_ema")["a"] == 1
     assert select_params({"a": weight}, "f", "params")["a"] == 1
-    for state in ({"state_dict": {"a": weight}}, {"params": {}}, {}, {"params": 3}):
+    for state in ({"weights": {"a": weight}}, {"params": {}}, {}, {"params": 3}):
         with pytest.raises(UserError, match="^f: has no tensors under 'params'"):
             select_params(state, "f", "params")
 

@@ -17,14 +17,9 @@ from esc_arch.plugin.random_states import (
     random_states_of_all_processes,
     set_random_states,
 )
-from esc_arch.zoo.catalogue import resolve
-from esc_arch.zoo.store import (
-    load_state,
-    load_weights,
-    save_state,
-    select_params,
-    write_atomically,
-)
+from esc_arch.zoo.local import resolve
+from esc_arch.zoo.params import load_weights, select_params
+from esc_arch.zoo.store import load_state, save_state, write_atomically
 
 VALIDATION_FILE = "validation.json"
 # Options of BasicSR's schedulers, which keep them under these names.
@@ -78,7 +73,9 @@ class Checkpointing:
         weights = select_params(load_state(load_path), load_path, param_key)
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
         self._print_different_keys_loading(net, weights, strict)
-        load_weights(net, weights, load_path, strict)
+        resized = load_weights(net, weights, load_path, strict)
+        if resized:
+            get_root_logger().warning(resized)
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write weights and training state, as far as they are sound and there is room.

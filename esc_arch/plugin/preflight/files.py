@@ -10,8 +10,9 @@ from esc_arch.errors import UserError
 from esc_arch.plugin.preflight.rules import is_number
 from esc_arch.plugin.preflight.sandbox import TooLarge, sandbox
 from esc_arch.plugin.preflight.wording import one_line, show
-from esc_arch.zoo.catalogue import resolve
-from esc_arch.zoo.store import load_state, load_weights, select_params
+from esc_arch.zoo.local import resolve
+from esc_arch.zoo.params import load_weights, select_params
+from esc_arch.zoo.store import load_state
 
 
 def exists(path: str) -> bool:

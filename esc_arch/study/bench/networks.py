@@ -24,7 +24,8 @@ from esc_arch.ops.attention import ATTN_TYPES, canonical_attn_type
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.study.bench.measure import Prepared
 from esc_arch.study.complexity import count_flops, extrapolate_flops
-from esc_arch.zoo.store import load_state, select_params
+from esc_arch.zoo.params import select_params
+from esc_arch.zoo.store import load_state
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE_KEYWORDS = ("upscaling_factor", "upscale", "up_scale", "scale")

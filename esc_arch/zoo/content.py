@@ -1,0 +1,119 @@
+"""What kind of file a checkpoint is, by its content; the names of files do not decide."""
+
+import json
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+from esc_arch.errors import UserError, printable
+
+# More than this in front of the tensors is no header that a network needs.
+_LARGEST_HEADER = 100_000_000
+# A file of tensors is stored, not compressed; one that says it unpacks to more is a bomb.
+_LARGEST_RATIO = 20
+_HEAD = 1024
+
+
+def require_regular_file(path: Path) -> int:
+    """Refuse what is no regular file, before anything is read that may never end.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UserError: One line: missing, a folder, a pipe, a device.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"{printable(path)}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise UserError(f"{printable(path)}: is a folder; a checkpoint file is expected")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{printable(path)}: is a pipe or a device; a regular file is needed")
+    return found.st_size
+
+
+def kind_of(path: Path) -> str:
+    """Tell `safetensors`, `zip` (as torch writes today) and `pickle` (as torch wrote) apart.
+
+    Raises:
+        UserError: It is none of them; the line says what it is instead.
+    """
+    size = require_regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+    if not head:
+        raise UserError(f"{printable(path)}: is empty; not a checkpoint")
+    if head.startswith(b"PK"):
+        return "zip"
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{printable(path)}: is a Git LFS pointer, not the file itself; get that with: "
+            "git lfs pull"
+        )
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise UserError(f"{printable(path)}: is a web page, not a checkpoint; download it again")
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= max(size, _LARGEST_HEADER):
+        return "safetensors"
+    text = _as_text(head)
+    if text is not None:
+        options = "network_g:" in text or path.suffix.lower() in (".yml", ".yaml")
+        kind = "an option file" if options else f"text ('{printable(text.strip()[:20])}...')"
+        raise UserError(f"{printable(path)}: is {kind}, not a checkpoint")
+    return "pickle"
+
+
+def _as_text(head: bytes) -> str | None:
+    try:
+        # The last character may be cut.
+        text = head.decode("utf-8", "strict" if len(head) < _HEAD else "ignore")
+    except UnicodeDecodeError:
+        return None
+    return text if all(c.isprintable() or c in "\t\r\n" for c in text) else None
+
+
+def check_zip(path: Path) -> None:
+    """Make sure that a zip is one of torch's and whole; torch compares no checksums.
+
+    Raises:
+        UserError: One line, what it is instead or what is damaged.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if not any(name.endswith("data.pkl") for name in names):
+            first = f", with '{printable(names[0])}' in it" if names else ""
+            raise UserError(
+                f"{printable(path)}: is a zip of something else{first}; not a checkpoint"
+            )
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > _LARGEST_RATIO * size + 1_000_000:
+            raise UserError(
+                f"{printable(path)}: says that its {size:,} bytes unpack to {unpacked:,}; refused"
+            )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(
+            f"{printable(path)}: damaged: the checksum of '{printable(damaged)}' in it is wrong"
+        )
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The text that a .safetensors file carries beside its tensors.
+
+    Args:
+        content: At least its header.
+    """
+    length = int.from_bytes(content[:8], "little")
+    found = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return {str(key): str(value) for key, value in found.items()}

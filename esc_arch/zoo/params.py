@@ -1,0 +1,170 @@
+"""One network's tensors out of whatever a checkpoint wraps them in."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esc_arch.errors import UserError, printable
+
+# Best first: the averaged weights of BasicSR and its relatives, then the plain ones.
+PARAM_KEYS = ("params_ema", "params")
+_SPELLINGS = {"params_ema": ("params_ema", "params-ema"), "params": ("params",)}
+# What trainers put around the tensors of a network, and in front of their names.
+_WRAPPERS = ("model_state_dict", "state_dict", "model", "net_g", "netG", "generator", "net")
+_PREFIXES = ("module.", "_orig_mod.", "net_g.", "netG.", "generator.", "model.", "net.")
+# Of a Lightning module with several networks, those that are the generator's.
+_GENERATORS = ("net_g.", "netG.", "generator.")
+_DEEPEST = 8
+
+
+def select_params(
+    state: Mapping[str, Any], path: str | os.PathLike, param_key: str | None = "params"
+) -> dict[str, Tensor]:
+    """Pick one network's tensors out of a checkpoint, as BasicSR's `param_key_g` does.
+
+    Args:
+        state: What `load_state` returned.
+        path: The file, for the error.
+        param_key: `params`, `params_ema`, ...; where it is absent, the other of these two, or what
+            lies under a wrapper of another trainer, or a file that holds the tensors directly.
+            None takes the file as it is.
+
+    Returns:
+        Names to tensors, without prefixes such as the `module.` of DataParallel.
+
+    Raises:
+        UserError: There are no such tensors in the file, or one of them is not whole and finite.
+    """
+    where = printable(path)
+    found = _find(state, param_key)
+    if found is None:
+        keys = ", ".join(printable(key) for key in list(state)[:5])
+        deepest = _deepest_keys(state)
+        if deepest and all(isinstance(key, bytes) for key in deepest):
+            raise UserError(
+                f"{where}: the names of its tensors are bytes, not text; save it anew with names "
+                "as str"
+            )
+        raise UserError(
+            f"{where}: has no tensors under '{param_key}' (it has: {keys or 'nothing'})"
+        )
+    params = _without_prefixes(found)
+    for name, value in params.items():
+        _check(value, name, where)
+    return params
+
+
+def param_keys(state: Mapping[str, Any]) -> list[str]:
+    """Which of `params` and `params_ema` a checkpoint has; `params` where it has neither."""
+    present = [key for key in PARAM_KEYS[::-1] if any(name in state for name in _SPELLINGS[key])]
+    return present or ["params"]
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike, strict: bool = True
+) -> str | None:
+    """Load tensors into a network.
+
+    Args:
+        network: The network; may be without memory for its weights (on `meta`).
+        weights: What `select_params` returned.
+        path: The file, for the error.
+        strict: Whether names must be the same on both sides.
+
+    Returns:
+        A line to tell where the weights were of another scale and the network resized them.
+
+    Raises:
+        UserError: They do not fit.
+    """
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    try:
+        network.load_state_dict(weights, strict=strict)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        shown = " ".join(reasons[:2]) + (" ..." if len(reasons) > 2 else "")
+        raise UserError(
+            f"{printable(path)}: does not fit {type(network).__name__} with these options: "
+            f"{printable(shown)}"
+        ) from None
+    resized = [
+        name for name, shape in shapes.items() if name in weights and weights[name].shape != shape
+    ]
+    if not resized:
+        return None
+    name = resized[0]
+    return (
+        f"{printable(path)}: weights of another scale: '{name}' and {len(resized) - 1} more were "
+        f"resized from {list(weights[name].shape)} to {list(shapes[name])}"
+    )
+
+
+def _find(state: Mapping[str, Any], param_key: str | None) -> Mapping[str, Tensor] | None:
+    """The innermost mapping of tensors, by the key that is asked for or by those of trainers."""
+    wanted = [] if param_key is None else [param_key, *_SPELLINGS.get(param_key, ())]
+    others = [name for key in PARAM_KEYS[::-1] for name in _SPELLINGS[key]]
+    for _ in range(_DEEPEST):
+        if _is_flat(state):
+            return state
+        if param_key is None:
+            return None
+        keys = [
+            key for key in (*wanted, *others, *_WRAPPERS) if isinstance(state.get(key), Mapping)
+        ]
+        if not keys:
+            return None
+        state = state[keys[0]]
+    return None
+
+
+def _is_flat(state: Mapping[Any, Any]) -> bool:
+    return bool(state) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+
+
+def _deepest_keys(state: Mapping[Any, Any]) -> list[Any]:
+    for _ in range(_DEEPEST):
+        inner = [value for value in state.values() if isinstance(value, Mapping)]
+        if not inner:
+            break
+        state = inner[0]
+    return list(state)
+
+
+def _without_prefixes(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # What torch's averaged models count beside the weights.
+    params = {name: value for name, value in params.items() if name != "n_averaged"}
+    for prefix in _GENERATORS:
+        own = {name: value for name, value in params.items() if name.startswith(prefix)}
+        if own:
+            params = own
+            break
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in params)), None):
+        params = {name.removeprefix(prefix): value for name, value in params.items()}
+        if not params:
+            break
+    # Or in front of some only, as DataParallel around a part of a network leaves it.
+    return {name.removeprefix("module."): value for name, value in params.items()}
+
+
+def _check(value: Tensor, name: str, where: str) -> None:
+    shown = f"{where}: '{printable(name)}'"
+    if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
+        raise UserError(f"{shown} is not a plain tensor; a network's are")
+    if value.is_quantized or value.is_complex():
+        raise UserError(f"{shown} is of {value.dtype}; a network's tensors are floats")
+    # Strides of 0 let a file of some bytes ask for terabytes.
+    held = value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > held:
+        raise UserError(
+            f"{shown} claims {value.numel():,} values but the file holds {held:,} bytes of it"
+        )
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise UserError(
+            f"{shown} has values that are not finite (NaN or infinite); the training that wrote it "
+            "broke down before: take an older checkpoint"
+        )

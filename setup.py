@@ -55,7 +55,6 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=[
         "basicsr>=1.4.2",
-        "fvcore",
         "lmdb",
         "matplotlib",
         "numpy",
@@ -71,7 +70,7 @@ setup(
         "wrapt",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff"],
         "flash": ["flash-attn"],
         "bench": ["spandrel", "spandrel-extra-arches"],
     },

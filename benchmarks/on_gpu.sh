@@ -26,7 +26,7 @@ step() {
   shift 2
   echo "== $name: basicsr bench $*" | tee -a "$out/log.txt"
   timeout --signal=INT --kill-after=10 "$limit" \
-    "${PYTHON:-python}" -W ignore -m basicsr_cli bench "$@" --out "$out/$name" \
+    "${PYTHON:-python}" -W ignore -m esc_arch.cli bench "$@" --out "$out/$name" \
     2>&1 | tee -a "$out/log.txt"
   status=${PIPESTATUS[0]}
   if [ "$status" -ne 0 ]; then

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from esc_arch.study.analysis import Subject
+    from esc_arch.study.subjects import Subject
 
 HELP = "Show what networks look at: receptive field, attribution, position bias."
 
@@ -138,7 +138,7 @@ def _read_networks(networks: list[tuple[str, str]]) -> list["Subject"]:
     from dataclasses import replace
 
     from esc_arch.errors import UserError
-    from esc_arch.study.analysis import (
+    from esc_arch.study.subjects import (
         subject_from_checkpoint,
         subject_from_options,
         subject_from_yaml,

@@ -1,1 +1,1 @@
-"""What looks at networks: complexity, analysis, the tables of the paper, benchmarks, plots."""
+"""What looks at networks: complexity, speed, what they attend to, and the paper's tables."""

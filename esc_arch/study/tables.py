@@ -156,7 +156,9 @@ class Quality:
 @cache
 def paper_table() -> dict[tuple[str, str, int], dict[str, str]]:
     """The paper's tables 2 and 4 as printed: rows by (trained_on, method, scale)."""
-    text = resources.files("esc_arch").joinpath("paper_tables.csv").read_text(encoding="utf-8")
+    text = (
+        resources.files("esc_arch.study").joinpath("paper_tables.csv").read_text(encoding="utf-8")
+    )
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return {
         (row["trained_on"], row["method"], int(row["scale"])): row for row in csv.DictReader(lines)

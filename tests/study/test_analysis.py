@@ -14,7 +14,6 @@ from esc_arch.archs import ESC
 from esc_arch.cli.main import main
 from esc_arch.ops.attention import relative_position_bias
 from esc_arch.study.analysis import (
-    Subject,
     effective_receptive_field,
     erf_sizes,
     gaussian_blur,
@@ -22,8 +21,8 @@ from esc_arch.study.analysis import (
     local_attribution,
     mean_distance,
     position_biases,
-    subject_from_options,
 )
+from esc_arch.study.subjects import Subject, subject_from_options
 
 TINY = {
     "dim": 8,

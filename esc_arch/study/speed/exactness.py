@@ -11,8 +11,8 @@ from torch import Tensor
 
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.ops.attention import BACKENDS, flashbias_attention, naive, window_attention
-from esc_arch.study.bench.measure import reason
-from esc_arch.study.bench.networks import DTYPES, Spec, build
+from esc_arch.study.speed.contenders import DTYPES, Contender
+from esc_arch.study.speed.measure import reason
 
 # Relative errors (L2 norms) that rounding explains. "tf32": float32 with the convolutions that
 # cuDNN by default rounds to 10 bits of mantissa.
@@ -114,7 +114,7 @@ def check_networks(
 
     Args:
         device: Where the networks run.
-        names: Networks that have an attn_type, as in `PRESETS`.
+        names: Networks that have an attn_type.
         size: Width and height of the LR image.
         dtypes: Keys of `DTYPES`. As in use, types other than float32 are cast for results and
             autocast for gradients.
@@ -129,7 +129,7 @@ def check_networks(
     precisions = [*dtypes, "tf32"] if on_gpu and "float32" in dtypes else dtypes
     for name in names:
         torch.manual_seed(0)
-        network = build(Spec(name, "Naive"), 4)
+        network = Contender(name, "Naive").build(4)
         with torch.no_grad():
             for parameter in network.parameters():
                 # Parameters that start at zero would hide what they do.
@@ -140,16 +140,16 @@ def check_networks(
         grad = torch.randn(expected.shape, generator=generator)
         expected_grads = torch.autograd.grad(expected, list(network.parameters()), grad.double())
         reference = (expected.detach(), expected_grads)
-        specs = [Spec(name, attn_type) for attn_type in (*_backends(device), "Auto")]
+        contenders = [Contender(name, backend) for backend in (*_backends(device), "Auto")]
         if compiled:
-            specs = [Spec(name, "Auto", compile=True)]
-        for spec in specs:
+            contenders = [Contender(name, "Auto", compile=True)]
+        for contender in contenders:
             for precision in precisions:
                 yield from _check(
-                    f"{spec.label} x4",
+                    f"{contender.label} x4",
                     precision,
                     functools.partial(
-                        _run_network, spec, precision, weights, x.to(device), grad.to(device)
+                        _run_network, contender, precision, weights, x.to(device), grad.to(device)
                     ),
                     reference,
                 )
@@ -181,13 +181,13 @@ def _differentiate(
 
 
 def _run_network(
-    spec: Spec, precision: str, weights: dict[str, Tensor], x: Tensor, grad: Tensor
+    contender: Contender, precision: str, weights: dict[str, Tensor], x: Tensor, grad: Tensor
 ) -> ResultAndGradients:
     dtype = DTYPES["float32" if precision == "tf32" else precision]
-    network = build(spec, 4)
+    network = contender.build(4)
     network.load_state_dict(weights)
     network.to(x.device)
-    forward = torch.compile(network) if spec.compile else network
+    forward = torch.compile(network) if contender.compile else network
     with _tf32_convolutions(precision == "tf32"):
         network.train()
         autocast = dtype != torch.float32

@@ -44,62 +44,28 @@ class Job(Protocol):
         """Build it; called in the process that then runs it."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Peak memory of one job in MB (2^20 bytes).
-
-    Attributes:
-        process: The most the operating system gave to the whole process, imports included.
-        imports: The most it had before the job was built.
-        cuda: The most that CUDA tensors of the job took, its weights included.
-    """
-
-    process: float | None = None
-    imports: float | None = None
-    cuda: float | None = None
-
-
 @dataclass
 class Measurement:
-    """What came of one job.
+    """What came of one job; memory in MB (2^20 bytes).
 
     Attributes:
         seconds: Of each timed run.
         cpu_seconds: Of all threads of the process in each timed run. Where other programs share the
             machine these tell more than the seconds on the wall.
-        memory: Peak memory.
+        process_mb: The most that the operating system gave to a process that ran the job once.
+        imports_mb: The most that it had before the job was built.
+        cuda_mb: The most that CUDA tensors of the job took, its weights included.
         facts: What the job reports about itself.
         error: Why it did not run to the end, else None.
     """
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
-    memory: Memory = field(default_factory=Memory)
+    process_mb: float | None = None
+    imports_mb: float | None = None
+    cuda_mb: float | None = None
     facts: dict[str, object] = field(default_factory=dict)
     error: str | None = None
-
-
-def set_up_process(threads: int | None) -> None:
-    """Set what holds for all that is measured in this process.
-
-    Args:
-        threads: Threads of CPU operators; torch's own choice if None.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    # As BasicSR does in training and testing.
-    torch.backends.cudnn.benchmark = True
-
-
-def allow_many_compiled_variants() -> None:
-    """Lift torch's limit of variants of a compiled function, for this process."""
-    # Not where memory is measured: the import alone takes a hundred megabytes.
-    import torch._dynamo
-
-    name = "recompile_limit"
-    if not hasattr(torch._dynamo.config, name):
-        name = "cache_size_limit"  # Its name before torch 2.6.
-    setattr(torch._dynamo.config, name, COMPILED_VARIANTS)
 
 
 def measure(
@@ -123,13 +89,14 @@ def measure(
         One measurement a job, in order.
     """
     set_up_process(threads)
-    allow_many_compiled_variants()
+    _allow_many_compiled_variants()
     measurements = [Measurement() for _ in jobs]
     if process_memory:
         for job, measurement in zip(jobs, measurements, strict=True):
             _say(f"memory of {job.label}")
             try:
-                measurement.memory = memory_in_own_process(job, threads)
+                figures = memory_in_own_process(job, threads)
+                measurement.process_mb, measurement.imports_mb, measurement.cuda_mb = figures
             except Exception as error:
                 measurement.error = reason(error)
 
@@ -139,7 +106,7 @@ def measure(
             continue
         _say(f"preparing {job.label}")
         try:
-            prepared[index], cuda = prepare_and_run(job)
+            prepared[index], cuda_mb = prepare_and_run(job)
             for _ in range(warmup):
                 prepared[index].run()
         except Exception as error:
@@ -147,23 +114,29 @@ def measure(
             prepared.pop(index, None)
             continue
         measurement.facts = prepared[index].facts
-        if not process_memory:
-            measurement.memory = Memory(cuda=cuda)
+        measurement.cuda_mb = measurement.cuda_mb or cuda_mb
 
     _say(f"timing {repeats} runs each")
     for _ in range(repeats):
         for index in list(prepared):
+            cpu_start = time.process_time()
             try:
-                cpu_start = time.process_time()
                 seconds = timed(prepared[index].run, jobs[index].device)
-                cpu_seconds = time.process_time() - cpu_start
             except Exception as error:
                 measurements[index] = Measurement(error=reason(error))
                 del prepared[index]
                 continue
             measurements[index].seconds.append(seconds)
-            measurements[index].cpu_seconds.append(cpu_seconds)
+            measurements[index].cpu_seconds.append(time.process_time() - cpu_start)
     return measurements
+
+
+def set_up_process(threads: int | None) -> None:
+    """Set what holds for all that is measured in this process; `threads` as for `measure`."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # As BasicSR does in training and testing.
+    torch.backends.cudnn.benchmark = True
 
 
 def timed(run: Callable[[], object], device: str) -> float:
@@ -198,7 +171,7 @@ def prepare_and_run(job: Job) -> tuple[Prepared, float | None]:
     return prepared, (torch.cuda.max_memory_allocated(job.device) - before) / MB
 
 
-def memory_in_own_process(job: Job, threads: int | None) -> Memory:
+def memory_in_own_process(job: Job, threads: int | None) -> tuple[float, float, float | None]:
     """Peak memory of building a job and running it once, in a new process.
 
     Args:
@@ -206,7 +179,7 @@ def memory_in_own_process(job: Job, threads: int | None) -> Memory:
         threads: Threads of CPU operators; torch's own choice if None.
 
     Returns:
-        Its peak memory.
+        MB of the process, of the process before the job was built, and of CUDA tensors.
 
     Raises:
         Exception: Whatever the job raised.
@@ -244,11 +217,21 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")[:200]
 
 
-def _probe_memory(job: Job, threads: int | None) -> Memory:
+def _probe_memory(job: Job, threads: int | None) -> tuple[float, float, float | None]:
     set_up_process(threads)
     imports = peak_process_memory()
     _, cuda = prepare_and_run(job)
-    return Memory(process=peak_process_memory(), imports=imports, cuda=cuda)
+    return peak_process_memory(), imports, cuda
+
+
+def _allow_many_compiled_variants() -> None:
+    # Not where memory is measured: the import alone takes a hundred megabytes.
+    import torch._dynamo
+
+    name = "recompile_limit"
+    if not hasattr(torch._dynamo.config, name):
+        name = "cache_size_limit"  # Its name before torch 2.6.
+    setattr(torch._dynamo.config, name, COMPILED_VARIANTS)
 
 
 def _synchronize(device: str) -> None:

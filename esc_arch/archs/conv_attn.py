@@ -4,13 +4,12 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from esc_arch import ops
 from esc_arch.archs.checks import require_odd, require_positive_int
 from esc_arch.errors import UserError
-from esc_arch.kernels.cpu.library import as_computed, has_hooks
-from esc_arch.ops.geometry import d4_mean
-from esc_arch.ops.large_kernel import can_fuse, fused_conv_attn, long_range_dynamic_conv
 
 
+@ops.replaceable
 class LongRangeDynamicConv(nn.Module):
     """Long-range and instance-dependent convolution: the two properties of self-attention.
 
@@ -31,7 +30,7 @@ class LongRangeDynamicConv(nn.Module):
 
     def forward(self, x: Tensor, large_kernel: Tensor) -> Tensor:
         """Convolve (B, C, H, W) with `large_kernel` (C, C, K, K) and with each sample's own 3x3."""
-        return long_range_dynamic_conv(x, large_kernel, self.kernels(x))
+        return ops.long_range_dynamic_conv(x, large_kernel, self.kernels(x))
 
     def kernels(self, x: Tensor) -> Tensor:
         """Make each sample's own depthwise kernels (B, C, 3, 3) from (B, C, H, W)."""
@@ -64,30 +63,23 @@ class ConvAttn(nn.Module):
         self.plk = LongRangeDynamicConv(pdim)
         self.aggr = nn.Conv2d(dim, dim, 1)
 
-    def forward(
-        self, x: Tensor, large_kernel: Tensor | None = None, skip: Tensor | float = 0.0
-    ) -> Tensor:
+    def forward(self, x: Tensor, large_kernel: Tensor | None = None) -> Tensor:
         """Emulate self-attention.
 
         Args:
             x: Features (B, C, H, W).
             large_kernel: The shared kernel (pdim, pdim, K, K), already averaged over D4; needed
                 if and only if the module owns none.
-            skip: Added to the result, (B, C, H, W).
 
         Returns:
             (B, C, H, W).
+
+        Raises:
+            ValueError: Shapes do not fit.
         """
         if large_kernel is None:
-            large_kernel = d4_mean(self.plk_filter)
-        convolved, rest = x.split((self.pdim, x.shape[1] - self.pdim), dim=1)
-        if isinstance(skip, Tensor) and not has_hooks(self.plk):
-            if can_fuse(x, large_kernel, skip, self.aggr):
-                kernels = self.plk.kernels(convolved)
-                tensors = x, large_kernel, kernels, self.aggr.weight, self.aggr.bias, skip
-                return fused_conv_attn(*as_computed(*tensors))
-        convolved = self.plk(convolved, large_kernel)
-        return self.aggr(torch.cat([convolved, rest], dim=1)) + skip
+            large_kernel = ops.d4_mean(self.plk_filter)
+        return ops.conv_attn(x, large_kernel, self.plk, self.aggr)
 
 
 def large_kernel_parameter(pdim: int, kernel_size: int) -> nn.Parameter:

@@ -3,18 +3,16 @@
 ICCV 2025, https://arxiv.org/abs/2503.06671
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
-from esc_arch.archs.checks import require_bool, require_odd, require_positive_int, require_ratio
-from esc_arch.archs.conv_attn import ConvAttn, large_kernel_parameter
-from esc_arch.archs.layers import Block, convert_to_img_scale
-from esc_arch.ops.geometry import d4_mean
+from esc_arch import ops
+from esc_arch.archs.checks import require_odd, require_positive_int
+from esc_arch.archs.conv_attn import large_kernel_parameter
+from esc_arch.archs.layers import Block, BlockOptions, convert_to_img_scale
 
 
 class ESC(nn.Module):
@@ -56,35 +54,25 @@ class ESC(nn.Module):
         flashbias_rank: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive_int(
+        options = BlockOptions(
             dim=dim,
             pdim=pdim,
-            n_blocks=n_blocks,
             conv_blocks=conv_blocks,
-            upscaling_factor=upscaling_factor,
+            window_size=window_size,
+            num_heads=num_heads,
+            exp_ratio=exp_ratio,
+            attn_type=attn_type,
+            flashbias_rank=flashbias_rank,
+            use_ln=use_ln,
         )
+        require_positive_int(n_blocks=n_blocks, upscaling_factor=upscaling_factor)
         require_odd(kernel_size=kernel_size)
-        require_ratio(dim, exp_ratio=exp_ratio)
-        require_bool(use_ln=use_ln)
         self.window_size = window_size
         self.upscaling_factor = upscaling_factor
 
         self.plk_filter = large_kernel_parameter(pdim, kernel_size)
         self.proj = nn.Conv2d(3, dim, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                conv_blocks,
-                partial(ConvAttn, dim, pdim, kernel_size=None),
-                window_size,
-                num_heads,
-                exp_ratio,
-                attn_type,
-                flashbias_rank,
-                use_ln,
-            )
-            for _ in range(n_blocks)
-        )
+        self.blocks = nn.ModuleList(Block(options) for _ in range(n_blocks))
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
         self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
 
@@ -97,7 +85,7 @@ class ESC(nn.Module):
         Returns:
             SR images (B, 3, s * H, s * W), not clipped.
         """
-        large_kernel = d4_mean(self.plk_filter)
+        large_kernel = ops.d4_mean(self.plk_filter)
         shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
         feat = shallow
         for block in self.blocks:
@@ -105,7 +93,7 @@ class ESC(nn.Module):
         feat = self.last(feat) + shallow
         # Repeating each channel s * s times makes the shuffle a nearest-neighbour upsampling.
         nearest = x.repeat_interleave(self.upscaling_factor**2, dim=1)
-        return F.pixel_shuffle(self.to_img(feat) + nearest, self.upscaling_factor)
+        return ops.pixel_shuffle(self.to_img(feat) + nearest, self.upscaling_factor)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

@@ -1,6 +1,5 @@
 """ESCFP: ESC with few parameters."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +7,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_arch.archs.checks import require_odd, require_positive_int, require_ratio
-from esc_arch.archs.layers import Block, LayerNorm, convert_to_img_scale
+from esc_arch import ops
+from esc_arch.archs.checks import require_odd, require_positive_int
+from esc_arch.archs.layers import Block, BlockOptions, LayerNorm, convert_to_img_scale
 from esc_arch.errors import UserError
-from esc_arch.ops.geometry import embed_kernel
-from esc_arch.ops.large_kernel import separable_dynamic_conv
 
 
 class SeparableDynamicConv(nn.Module):
@@ -35,8 +33,8 @@ class SeparableDynamicConv(nn.Module):
         """Convolve (B, C, H, W) with (C, C, 1, 1), then with (C, 1, K, K) and each sample's 3x3."""
         batch, channels = x.shape[:2]
         dynamic = self.proj(x).view(batch, channels, 3, 3)
-        kernels = lk_spatial.squeeze(1) + embed_kernel(dynamic, lk_spatial.shape[-1])
-        return separable_dynamic_conv(F.conv2d(x, lk_channel), kernels)
+        kernels = lk_spatial.squeeze(1) + ops.embed_kernel(dynamic, lk_spatial.shape[-1])
+        return ops.separable_dynamic_conv(F.conv2d(x, lk_channel), kernels)
 
 
 class SeparableConvAttn(nn.Module):
@@ -53,11 +51,11 @@ class SeparableConvAttn(nn.Module):
         self.plk = SeparableDynamicConv(pdim)
         self.aggr = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, lk_channel: Tensor, lk_spatial: Tensor, skip: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape, and add `skip`."""
+    def forward(self, x: Tensor, lk_channel: Tensor, lk_spatial: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
         convolved, rest = x.split((self.pdim, x.shape[1] - self.pdim), dim=1)
         convolved = self.plk(convolved, lk_channel, lk_spatial)
-        return self.aggr(torch.cat([convolved, rest], dim=1)) + skip
+        return self.aggr(torch.cat([convolved, rest], dim=1))
 
 
 class ESCFP(nn.Module):
@@ -97,15 +95,19 @@ class ESCFP(nn.Module):
         flashbias_rank: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive_int(
+        options = BlockOptions(
             dim=dim,
             pdim=pdim,
-            n_blocks=n_blocks,
             conv_blocks=conv_blocks,
-            upscaling_factor=upscaling_factor,
+            window_size=window_size,
+            num_heads=num_heads,
+            exp_ratio=exp_ratio,
+            attn_type=attn_type,
+            flashbias_rank=flashbias_rank,
+            proj_ratio=1.5,
         )
+        require_positive_int(n_blocks=n_blocks, upscaling_factor=upscaling_factor)
         require_odd(kernel_size=kernel_size)
-        require_ratio(dim, exp_ratio=exp_ratio)
         if not 4 <= pdim <= dim:
             raise UserError(f"pdim is {pdim}; it must be at least 4 and at most dim, here {dim}")
         if kernel_size < 3:
@@ -118,21 +120,7 @@ class ESCFP(nn.Module):
         nn.init.orthogonal_(self.lk_channel)
         nn.init.orthogonal_(self.lk_spatial)
         self.proj = nn.Conv2d(3, dim, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                conv_blocks,
-                partial(SeparableConvAttn, dim, pdim),
-                window_size,
-                num_heads,
-                exp_ratio,
-                attn_type,
-                flashbias_rank,
-                use_ln=True,
-                proj_ratio=1.5,
-            )
-            for _ in range(n_blocks)
-        )
+        self.blocks = nn.ModuleList(Block(options, SeparableConvAttn) for _ in range(n_blocks))
         self.ln_last = LayerNorm(dim)
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
         self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
@@ -151,7 +139,7 @@ class ESCFP(nn.Module):
         for block in self.blocks:
             feat = block(feat, self.lk_channel, self.lk_spatial)
         feat = self.last(self.ln_last(feat)) + shallow
-        residual = F.pixel_shuffle(self.to_img(feat), self.upscaling_factor)
+        residual = ops.pixel_shuffle(self.to_img(feat), self.upscaling_factor)
         return residual + F.interpolate(
             x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False
         )

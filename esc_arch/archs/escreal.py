@@ -1,17 +1,17 @@
 """ESCReal: ESC for real-world super-resolution, x4."""
 
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from esc_arch.archs.checks import require_bool, require_odd, require_positive_int, require_ratio
-from esc_arch.archs.conv_attn import ConvAttn, large_kernel_parameter
-from esc_arch.archs.layers import Block
+from esc_arch import ops
+from esc_arch.archs.checks import require_bool, require_odd, require_positive_int
+from esc_arch.archs.conv_attn import large_kernel_parameter
+from esc_arch.archs.layers import Block, BlockOptions
 from esc_arch.errors import UserError
-from esc_arch.ops.geometry import d4_mean
 from esc_arch.ops.windows import reflect_indices
 
 
@@ -41,7 +41,8 @@ class DySample(nn.Module):
     """Upsampler that learns where to sample ("Learning to Upsample by Learning to Sample").
 
     Each output pixel samples the features bilinearly, at its nearest-neighbour position plus an
-    offset within a static scope of a quarter of an LR pixel, predicted for each group of channels.
+    offset predicted for each group of channels. So is its scope, up to half an LR pixel; it starts
+    at a quarter.
 
     Args:
         dim: Number of channels C of the features.
@@ -50,16 +51,16 @@ class DySample(nn.Module):
         groups: Groups of channels, each with offsets of its own; divides `dim`.
     """
 
-    scope = 0.25
-
     def __init__(self, dim: int, out_channels: int, scale: int, groups: int = 4) -> None:
         super().__init__()
         self.scale = scale
         self.groups = groups
         self.offset = nn.Conv2d(dim, 2 * groups * scale**2, 1)
         self.end_conv = nn.Conv2d(dim, out_channels, 1)
-        nn.init.normal_(self.offset.weight, std=0.001)
+        self.scope = nn.Conv2d(dim, 2 * groups * scale**2, 1, bias=False)
+        nn.init.trunc_normal_(self.offset.weight, std=0.02)
         nn.init.zeros_(self.offset.bias)
+        nn.init.zeros_(self.scope.weight)
         # Centres of the s x s subpixels relative to that of their LR pixel, x then y.
         centres = (torch.arange(scale) - (scale - 1) / 2) / scale
         y, x = torch.meshgrid(centres, centres, indexing="ij")
@@ -69,7 +70,7 @@ class DySample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (B, C, H, W) to (B, out_channels, s * H, s * W)."""
         batch, _, height, width = x.shape
-        offset = self.offset(x) * self.scope + self.init_pos
+        offset = self.offset(x) * 0.5 * self.scope(x).sigmoid() + self.init_pos
         # (B, 2, groups, s * H, s * W), in LR pixels.
         offset = F.pixel_shuffle(offset, self.scale)
         offset = offset.view(batch, 2, self.groups, self.scale * height, self.scale * width)
@@ -87,6 +88,15 @@ class DySample(nn.Module):
             align_corners=False,
         )
         return self.end_conv(sampled.view(batch, -1, *sampled.shape[-2:]))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Files from when the scope was a quarter for all.
+        key = f"{prefix}scope.weight"
+        if key not in state_dict and f"{prefix}offset.weight" in state_dict:
+            state_dict[key] = torch.zeros_like(self.scope.weight)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _lr_coordinates(self, size: int, x: Tensor) -> Tensor:
         """Centre of the LR pixel that each of `scale * size` output pixels lies in."""
@@ -131,9 +141,18 @@ class ESCReal(nn.Module):
         flashbias_rank: int | None = None,
     ) -> None:
         super().__init__()
-        require_positive_int(dim=dim, pdim=pdim, n_blocks=n_blocks, conv_blocks=conv_blocks)
+        options = BlockOptions(
+            dim=dim,
+            pdim=pdim,
+            conv_blocks=conv_blocks,
+            window_size=window_size,
+            num_heads=num_heads,
+            exp_ratio=exp_ratio,
+            attn_type=attn_type,
+            flashbias_rank=flashbias_rank,
+        )
+        require_positive_int(n_blocks=n_blocks)
         require_odd(kernel_size=kernel_size)
-        require_ratio(dim, exp_ratio=exp_ratio)
         require_bool(use_dysample=use_dysample)
         if upscaling_factor != 4:
             raise UserError(f"upscaling_factor is {upscaling_factor!r}; ESCReal upscales by 4")
@@ -150,20 +169,7 @@ class ESCReal(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(2 * dim, dim, 1),
         )
-        self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                conv_blocks,
-                partial(ConvAttn, dim, pdim, kernel_size=None),
-                window_size,
-                num_heads,
-                exp_ratio,
-                attn_type,
-                flashbias_rank,
-                use_ln=True,
-            )
-            for _ in range(n_blocks)
-        )
+        self.blocks = nn.ModuleList(Block(options) for _ in range(n_blocks))
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
         if use_dysample:
             self.to_img = DySample(dim, 3, upscaling_factor)
@@ -189,9 +195,9 @@ class ESCReal(nn.Module):
         Returns:
             SR images (B, 3, 4 * H, 4 * W), not clipped.
         """
-        large_kernel = d4_mean(self.plk_filter)
+        large_kernel = ops.d4_mean(self.plk_filter)
         shallow = self.proj(x.contiguous(memory_format=torch.channels_last))
         feat = shallow
         for block in self.blocks:
             feat = block(feat, large_kernel)
-        return self.to_img(self.last(feat) + shallow + self.skip(x))
+        return self.to_img(self.last(feat) + shallow + self.skip(x)).contiguous()

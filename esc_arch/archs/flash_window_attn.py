@@ -1,20 +1,13 @@
 """FlashWindowAttn: self-attention in large windows, affordable through flash attention."""
 
-from functools import partial
-
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from esc_arch import ops
 from esc_arch.archs.checks import require_positive_int
 from esc_arch.errors import UserError
-from esc_arch.ops.attention import (
-    canonical_attn_type,
-    feature_attention,
-    flashbias_attention,
-    wants_whole_windows,
-)
-from esc_arch.ops.windows import in_windows, pad_to_multiple
+from esc_arch.ops.attention import canonical_attn_type
 
 
 class FlashWindowAttn(nn.Module):
@@ -74,15 +67,10 @@ class FlashWindowAttn(nn.Module):
         Returns:
             (B, C, H, W).
         """
-        height, width = x.shape[-2:]
-        if self.attn_type == "FlashBias" or wants_whole_windows(x, self.attn_type):
-            x = pad_to_multiple(x, self.window_size)
-        q, k, v = self.to_qkv(x).chunk(3, dim=1)
         if self.attn_type == "FlashBias":
-            attend = partial(flashbias_attention, bias_q=self.flashbias_q, bias_k=self.flashbias_k)
-            sizes = {"window_size": self.window_size, "num_heads": self.num_heads}
-            out = in_windows(attend, q, k, v, **sizes)
+            bias = self.flashbias_q, self.flashbias_k
+            out = ops.flashbias_self_attention(x, self.to_qkv, *bias, self.window_size)
         else:
             table = self.relative_position_bias
-            out = feature_attention(q, k, v, table, self.window_size, self.attn_type)
-        return self.to_out(out[..., :height, :width])
+            out = ops.self_attention(x, self.to_qkv, table, self.window_size, self.attn_type)
+        return self.to_out(out)

@@ -1,14 +1,17 @@
 """What the networks share."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_arch import ops
+from esc_arch.archs.checks import require_bool, require_positive_int, require_ratio
+from esc_arch.archs.conv_attn import ConvAttn
 from esc_arch.archs.flash_window_attn import FlashWindowAttn
-from esc_arch.kernels.cpu.library import as_computed
-from esc_arch.ops.conv_ffn import can_fuse, fused_conv_ffn
 
 
 class LayerNorm(nn.LayerNorm):
@@ -44,54 +47,75 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        layers = (self.proj, self.dwc, self.aggr)
-        if can_fuse(x, *layers):
-            weights = (w for layer in layers for w in (layer.weight, layer.bias))
-            return fused_conv_ffn(*as_computed(x, *weights))
-        x = F.gelu(self.proj(x))
-        x = x + F.gelu(self.dwc(x))
-        return self.aggr(x)
+        return ops.conv_ffn(x, self.proj, self.dwc, self.aggr)
 
 
-class Block(nn.Module):
-    """One self-attention, then `conv_blocks` ConvAttn that emulate it.
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """What the blocks of a network have in common.
 
-    Args:
+    Attributes:
         dim: Number of channels C.
-        conv_blocks: Number of ConvAttn.
-        conv_attn: Makes a ConvAttn, which is called as `conv_attn(x, *large_kernels, skip=...)`.
+        pdim: Channels that each ConvAttn convolves.
+        conv_blocks: ConvAttn in each block, after its one self-attention.
         window_size: Side of the attention windows in pixels.
-        num_heads: Number of attention heads.
+        num_heads: Number of attention heads; divides `dim`.
         exp_ratio: Hidden channels of the ConvFFN before each ConvAttn, over `dim`.
         attn_type: Attention backend, see `esc_arch.ops.attention`.
         flashbias_rank: Rank of the bias for `attn_type="FlashBias"`.
-        use_ln: Whether each ConvFFN is preceded by a LayerNorm.
-        proj_ratio: Hidden channels of the first ConvFFN, over `dim`.
+        use_ln: Whether each of these ConvFFN is preceded by a LayerNorm.
+        proj_ratio: Hidden channels of a block's first ConvFFN, over `dim`.
+
+    Raises:
+        UserError: An option has a value that cannot be.
+    """
+
+    dim: int
+    pdim: int
+    conv_blocks: int
+    window_size: int
+    num_heads: int
+    exp_ratio: float = 2
+    attn_type: str = "Auto"
+    flashbias_rank: int | None = None
+    use_ln: bool = True
+    proj_ratio: float = 2
+
+    def __post_init__(self) -> None:
+        require_positive_int(dim=self.dim, pdim=self.pdim, conv_blocks=self.conv_blocks)
+        require_ratio(self.dim, exp_ratio=self.exp_ratio)
+        require_bool(use_ln=self.use_ln)
+
+
+shared_conv_attn = partial(ConvAttn, kernel_size=None)
+
+
+class Block(nn.Module):
+    """One self-attention, then ConvAttn that emulate it.
+
+    Args:
+        options: Sizes.
+        conv_attn: Makes a ConvAttn from `dim` and `pdim`, which is called as
+            `conv_attn(x, *large_kernels)`. By default one on a kernel that all layers share.
     """
 
     def __init__(
         self,
-        dim: int,
-        conv_blocks: int,
-        conv_attn: Callable[[], nn.Module],
-        window_size: int,
-        num_heads: int,
-        exp_ratio: float,
-        attn_type: str,
-        flashbias_rank: int | None,
-        use_ln: bool,
-        proj_ratio: float = 2,
+        options: BlockOptions,
+        conv_attn: Callable[[int, int], nn.Module] = shared_conv_attn,
     ) -> None:
         super().__init__()
+        dim, layers = options.dim, range(options.conv_blocks)
+        norm = LayerNorm if options.use_ln else nn.Identity
         self.ln_proj = LayerNorm(dim)
-        self.proj = ConvFFN(dim, 3, proj_ratio)
+        self.proj = ConvFFN(dim, 3, options.proj_ratio)
         self.ln_attn = LayerNorm(dim)
-        self.attn = FlashWindowAttn(dim, window_size, num_heads, attn_type, flashbias_rank)
-        self.lns = nn.ModuleList(
-            LayerNorm(dim) if use_ln else nn.Identity() for _ in range(conv_blocks)
+        self.attn = FlashWindowAttn(
+            dim, options.window_size, options.num_heads, options.attn_type, options.flashbias_rank
         )
-        self.pconvs = nn.ModuleList(conv_attn() for _ in range(conv_blocks))
-        self.convffns = nn.ModuleList(ConvFFN(dim, 3, exp_ratio) for _ in range(conv_blocks))
+        self.lns = nn.ModuleList(norm(dim) for _ in layers)
+        self.pconvs = nn.ModuleList(conv_attn(dim, options.pdim) for _ in layers)
+        self.convffns = nn.ModuleList(ConvFFN(dim, 3, options.exp_ratio) for _ in layers)
         self.ln_out = LayerNorm(dim)
         self.conv_out = nn.Conv2d(dim, dim, 3, padding=1)
 
@@ -100,8 +124,8 @@ class Block(nn.Module):
         skip = x
         x = self.proj(self.ln_proj(x))
         x = x + self.attn(self.ln_attn(x))
-        for ln, convffn, pconv in zip(self.lns, self.convffns, self.pconvs, strict=True):
-            x = pconv(convffn(ln(x)), *large_kernels, skip=x)
+        for norm, conv_ffn, conv_attn in zip(self.lns, self.convffns, self.pconvs, strict=True):
+            x = x + conv_attn(conv_ffn(norm(x)), *large_kernels)
         return self.conv_out(self.ln_out(x)) + skip
 
 

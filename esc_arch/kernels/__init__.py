@@ -1,1 +1,5 @@
-"""What the networks compute, fused: one folder a kind of processor."""
+"""What the networks compute, fused: one folder a kind of processor, and `choose`, which decides."""
+
+from esc_arch.kernels import choose, cpu
+
+__all__ = ["choose", "cpu"]

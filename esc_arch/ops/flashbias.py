@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from esc_arch.ops.attention import relative_position_bias
+from esc_arch.ops.bias import relative_position_bias
 
 TABLE, FACTOR_Q, FACTOR_K = "relative_position_bias", "flashbias_q", "flashbias_k"
 

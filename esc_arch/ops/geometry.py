@@ -1,4 +1,4 @@
-"""Symmetry of the large kernel."""
+"""Symmetry of the large kernel, and where pixels go."""
 
 import torch
 from torch import Tensor
@@ -33,3 +33,19 @@ def embed_kernel(small: Tensor, kernel_size: int) -> Tensor:
     """
     margin = (kernel_size - small.shape[-1]) // 2
     return torch.nn.functional.pad(small, (margin,) * 4)
+
+
+def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
+    """Make each pixel's channels a square of pixels.
+
+    As torch's function, but the result's pixels lie row by row in memory however those of `x` lie:
+    much that takes pictures, discriminators among it, expects no less.
+
+    Args:
+        x: (B, C * scale * scale, H, W).
+        scale: Side of the square.
+
+    Returns:
+        (B, C, scale * H, scale * W), contiguous.
+    """
+    return torch.nn.functional.pixel_shuffle(x.contiguous(), scale)

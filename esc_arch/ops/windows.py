@@ -118,3 +118,30 @@ def in_windows(
     """
     out = function(*(window_partition(x, window_size, num_heads) for x in features))
     return window_reverse(out, window_size, *features[0].shape[-2:])
+
+
+def to_maps(windows: Tensor, window_size: int) -> Tensor:
+    """Make each window a feature map of its own.
+
+    Args:
+        windows: (windows, num_heads, w * w, D).
+        window_size: Side w of a window in pixels.
+
+    Returns:
+        (windows, num_heads * D, w, w).
+    """
+    return windows.transpose(2, 3).reshape(windows.shape[0], -1, window_size, window_size)
+
+
+def from_maps(maps: Tensor, window_size: int, num_heads: int) -> Tensor:
+    """Undo `to_maps`.
+
+    Args:
+        maps: (windows, num_heads * D, w, w).
+        window_size: Side w of a window in pixels.
+        num_heads: Number of attention heads.
+
+    Returns:
+        (windows, num_heads, w * w, D).
+    """
+    return maps.reshape(maps.shape[0], num_heads, -1, window_size**2).transpose(2, 3)

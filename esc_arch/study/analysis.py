@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
-from esc_arch.ops.attention import relative_position_bias_backward
+from esc_arch.ops.bias import relative_position_bias_backward
 from esc_arch.study.subjects import Subject
 
 # Shares of the total that the size of a receptive field is given for.

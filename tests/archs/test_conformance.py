@@ -8,7 +8,13 @@ import torch
 from basicsr.archs import build_network
 
 DATA = Path(__file__).parent.parent / "data"
-CASES = ["esc_small_x2", "esc_small_x3_ln", "escfp_small_x4", "escreal_small_x4"]
+CASES = [
+    "esc_small_x2",
+    "esc_small_x3_ln",
+    "escfp_small_x4",
+    "escreal_small_x4",
+    "escreal_dysample_small_x4",
+]
 CHECKPOINTS = json.loads((DATA / "checkpoints.json").read_text())
 
 

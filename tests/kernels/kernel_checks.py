@@ -1,10 +1,12 @@
 """What the tests of the CPU kernels share."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from esc_arch.kernels.cpu import library as cpu_kernels
 
@@ -28,6 +30,25 @@ def choose_bfloat16(monkeypatch: pytest.MonkeyPatch, amx: bool, threads: int) ->
         pytest.skip("this machine has no AMX")
     force(monkeypatch, cpu_kernels.vector_width(), threads)
     monkeypatch.setattr(cpu_kernels, "has_amx", lambda: amx)
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self, called: list[str]) -> None:
+        super().__init__()
+        self.called = called
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "esc":
+            self.called.append(func._schema.name.removeprefix("esc::"))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def kernels_called() -> Iterator[list[str]]:
+    """Collect the names of our operators that are called."""
+    called: list[str] = []
+    with _Watch(called):
+        yield called
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

@@ -6,6 +6,7 @@ from kernel_checks import (
     assert_computes,
     choose_bfloat16,
     force,
+    kernels_called,
     needs_kernels,
     relative_error,
 )
@@ -13,8 +14,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from esc_arch.archs.layers import ConvFFN
+from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
-from esc_arch.ops import conv_ffn
+
+if cpu_kernels.is_built():
+    from esc_arch.kernels.cpu.fused_conv_ffn import fused_conv_ffn, fused_conv_ffn_backward
 
 
 def layer_of(dim, kernel_size, ratio):
@@ -50,8 +54,10 @@ def test_the_kernel_computes_the_formula_and_its_gradients(
     layer = layer_of(dim, kernel_size, ratio)
     names, weights = zip(*layer.named_parameters(), strict=True)
     x = 3 * torch.randn(batch, dim, height, image_width)
-    assert conv_ffn.can_fuse(x, layer.proj, layer.dwc, layer.aggr)
     function = call(layer, names)
+    with kernels_called() as called:
+        layer(x)
+    assert called == ["conv_ffn"]
     assert_computes(function, function, [x, *weights])
 
 
@@ -77,8 +83,9 @@ def test_autocast_trains_float32_weights_in_bfloat16(amx, monkeypatch):
     layer = layer_of(32, 3, 2)
     x = torch.randn(2, 32, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):
-        assert conv_ffn.can_fuse(x, layer.proj, layer.dwc, layer.aggr)
-        out = layer(x)
+        with kernels_called() as called:
+            out = layer(x)
+    assert called == ["conv_ffn"]
     assert out.dtype == torch.bfloat16
     out.float().square().sum().backward()
     exact = layer_of(32, 3, 2).double()
@@ -105,7 +112,7 @@ def test_gelu_is_exact_far_out():
         conv.bias.data.zero_()
     x = torch.linspace(-40, 40, 16 * 4001).reshape(1, 16, -1, 1).requires_grad_()
     weights = [w for conv in (layer.proj, layer.dwc, layer.aggr) for w in conv.parameters()]
-    out = conv_ffn.fused_conv_ffn(x, *weights)
+    out = fused_conv_ffn(x, *weights)
     expected = nn.functional.gelu(x.double())
     assert (out - expected).abs().div(1 + x.abs()).max() < 3e-7
     slope = torch.autograd.grad(out.sum(), x)[0]
@@ -144,10 +151,11 @@ def test_hooks_and_wrapped_layers_are_heard():
 def test_channels_that_do_not_fill_vectors_go_through_the_layers():
     layer = layer_of(12, 3, 2)
     x = torch.randn(1, 12, 6, 6)
-    assert not conv_ffn.can_fuse(x, layer.proj, layer.dwc, layer.aggr)
-    with cpu_kernels.switched_off():
+    with choose.switched_off():
         expected = layer(x)
-    assert torch.equal(layer(x), expected)
+    with kernels_called() as called:
+        assert torch.equal(layer(x), expected)
+    assert not called
 
 
 @needs_kernels
@@ -155,6 +163,6 @@ def test_channels_that_do_not_fill_vectors_go_through_the_layers():
 def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
     weights = list(layer_of(16, 3, 1.25).to(dtype).parameters())
     x, grad = torch.randn(2, 2, 16, 5, 6).to(dtype).unbind(0)
-    torch.library.opcheck(conv_ffn.fused_conv_ffn, (x.requires_grad_(), *weights))
+    torch.library.opcheck(fused_conv_ffn, (x.requires_grad_(), *weights))
     detached = [t.detach() for t in (grad, x, *weights)]
-    torch.library.opcheck(conv_ffn.fused_conv_ffn_backward, tuple(detached))
+    torch.library.opcheck(fused_conv_ffn_backward, tuple(detached))

@@ -1,7 +1,5 @@
 """ConvAttn's convolutions against torch's in float64."""
 
-from unittest import mock
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,19 +7,19 @@ from kernel_checks import (
     assert_computes,
     choose_bfloat16,
     force,
+    kernels_called,
     needs_kernels,
     relative_error,
 )
 
 from esc_arch.archs.conv_attn import ConvAttn
+from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
-from esc_arch.ops import large_kernel
-from esc_arch.ops.geometry import d4_mean
-from esc_arch.ops.large_kernel import (
-    distinct_taps,
-    long_range_dynamic_conv,
-    separable_dynamic_conv,
-)
+from esc_arch.ops import d4_mean, long_range_dynamic_conv, separable_dynamic_conv
+
+if cpu_kernels.is_built():
+    from esc_arch.kernels.cpu import fused_conv_attn, fused_depthwise
+    from esc_arch.kernels.cpu.fused_conv_attn import distinct_taps
 
 SHAPES = [
     (2, 16, 37, 70, 13),  # more than a tile, ESC's channels
@@ -78,10 +76,11 @@ def test_bfloat16_is_rounded_seldom(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_torchs_convolutions_compute_the_formula_and_its_gradients(shape):
-    with cpu_kernels.switched_off():
+    with choose.switched_off():
         assert_computes(ours, each_image_by_itself, random_inputs(*shape))
 
 
+@needs_kernels
 def test_a_symmetric_kernel_of_13_has_28_weights():
     kernel = d4_mean(torch.randn(4, 3, 13, 13))
     taps = distinct_taps(kernel)
@@ -115,26 +114,26 @@ def test_the_depthwise_kernel_computes_the_formula_and_its_gradients(
     generator = torch.Generator().manual_seed(2)
     kernels = torch.randn(*x.shape[:2], shape[-1], shape[-1], generator=generator)
     assert_computes(separable_dynamic_conv, depthwise_of_each_image, [x, kernels])
-    with cpu_kernels.switched_off():
+    with choose.switched_off():
         assert_computes(separable_dynamic_conv, depthwise_of_each_image, [x, kernels])
 
 
 @needs_kernels
 def test_the_kernels_run_for_what_they_take_and_never_in_a_trace():
     inputs = random_inputs(1, 16, 8, 8, 5)
-    with mock.patch.object(large_kernel, "symmetric_conv", wraps=large_kernel.symmetric_conv) as op:
+    with kernels_called() as called:
         ours(*inputs)
         ours(*(t.bfloat16() for t in inputs))
         with torch.autocast("cpu", torch.bfloat16):
             assert ours(*inputs).dtype == torch.bfloat16
-        assert op.call_count == 3
+        assert called == ["symmetric_conv"] * 3
         ours(*(t.double() for t in inputs))
         with torch.autocast("cpu", torch.float16):
             ours(*inputs)
         traced = torch.jit.trace(ours, inputs, check_trace=False)
-        with cpu_kernels.switched_off():
+        with choose.switched_off():
             ours(*inputs)
-        assert op.call_count == 3
+        assert called == ["symmetric_conv"] * 3
     assert "esc::" not in str(traced.graph)
 
 
@@ -145,10 +144,10 @@ def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
     taps = distinct_taps(d4_mean(weights))
     leaves = [t.detach().requires_grad_() for t in (x, taps, kernels)]
     grad = torch.randn(2, 4, 6, 5).to(dtype)
-    torch.library.opcheck(large_kernel.symmetric_conv, (*leaves, 5))
-    torch.library.opcheck(large_kernel.symmetric_conv_weight, (x, grad, 5))
-    torch.library.opcheck(large_kernel.depthwise_conv, (leaves[0], leaves[2]))
-    torch.library.opcheck(large_kernel.depthwise_conv_weight, (x, grad, 3))
+    torch.library.opcheck(fused_conv_attn.symmetric_conv, (*leaves, 5))
+    torch.library.opcheck(fused_conv_attn.symmetric_conv_weight, (x, grad, 5))
+    torch.library.opcheck(fused_depthwise.depthwise_conv, (leaves[0], leaves[2]))
+    torch.library.opcheck(fused_depthwise.depthwise_conv_weight, (x, grad, 3))
 
 
 @needs_kernels
@@ -160,12 +159,13 @@ def test_all_of_conv_attn_in_one_pass_is_its_layers(dim, pdim, width, threads, m
     torch.manual_seed(0)
     module = ConvAttn(dim, pdim, 5)
     torch.nn.init.normal_(module.plk.dwc_proj[-1].weight)
-    x, skip = torch.randn(2, 2, dim, 19, 70).unbind(0)
+    x = torch.randn(2, dim, 19, 70)
     kernel = d4_mean(module.plk_filter)
     with torch.no_grad():
-        assert large_kernel.can_fuse(x, kernel, skip, module.aggr)
-        out = module(x, kernel, skip)
-        expected = module.double()(x.double(), kernel.double(), skip.double())
+        with kernels_called() as called:
+            out = module(x, kernel)
+        assert called == ["conv_attn"]
+        expected = module.double()(x.double(), kernel.double())
     assert relative_error(out, expected) < 3e-6
 
 
@@ -189,34 +189,34 @@ def test_all_of_conv_attn_in_bfloat16_is_its_layers(
     torch.manual_seed(0)
     module = ConvAttn(dim, pdim, kernel_size).bfloat16()
     torch.nn.init.normal_(module.plk.dwc_proj[-1].weight)
-    x, skip = torch.randn(2, 2, dim, height, width).bfloat16().unbind(0)
+    x = torch.randn(2, dim, height, width).bfloat16()
     kernel = d4_mean(module.plk_filter)
     with torch.no_grad():
-        assert large_kernel.can_fuse(x, kernel, skip, module.aggr)
         # What each image's own kernels are made from is for torch to compute.
         kernels = module.plk.kernels(x[:, :pdim])
         monkeypatch.setattr(module.plk, "kernels", lambda _: kernels)
-        out = module(x, kernel, skip)
+        with kernels_called() as called:
+            out = module(x, kernel)
+        assert called == ["conv_attn"]
         assert out.dtype == torch.bfloat16
         module.double()
         monkeypatch.setattr(module.plk, "kernels", lambda _: kernels.double())
-        expected = module(x.double(), kernel.double(), skip.double())
+        expected = module(x.double(), kernel.double())
     assert relative_error(out, expected) < 6e-3
 
 
 @needs_kernels
 def test_conv_attn_goes_through_its_layers_where_they_are_wanted():
     module = ConvAttn(16, 8, 5)
-    x, skip = torch.randn(2, 1, 16, 6, 6).unbind(0)
+    x = torch.randn(1, 16, 6, 6)
     kernel = d4_mean(module.plk_filter)
-    module(x, kernel, skip).sum().backward()
+    module(x, kernel).sum().backward()
     assert module.aggr.weight.grad is not None
     with torch.no_grad():
-        plain = module(x, kernel, skip)
+        plain = module(x, kernel)
         for layer in (module.plk, module.aggr):
             seen = []
             hook = layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
-            torch.testing.assert_close(module(x, kernel, skip), plain)
+            torch.testing.assert_close(module(x, kernel), plain)
             hook.remove()
             assert seen
-        torch.testing.assert_close(module(x, kernel) + skip, plain)

@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from esc_arch.errors import UserError
-from esc_arch.ops import attention
+from esc_arch.ops import attention, chunked, flex
 from esc_arch.ops.attention import (
     BACKENDS,
     canonical_attn_type,
     flashbias_attention,
-    relative_position_bias,
-    relative_position_bias_backward,
     window_attention,
 )
+from esc_arch.ops.bias import relative_position_bias, relative_position_bias_backward
 
 WINDOW = 4
 SHAPE = (3, 2, WINDOW**2, 5)  # windows, heads, pixels, channels of a head
@@ -68,7 +67,7 @@ def relative_error(value, expected):
 def chunk_size(request, monkeypatch):
     if request.param == "small chunks":
         # 7 queries of one window at a time: chunks that do not divide the 16 queries.
-        monkeypatch.setattr(attention, "CPU_CHUNK_ELEMENTS", SHAPE[1] * WINDOW**2 * 7)
+        monkeypatch.setattr(chunked, "CPU_CHUNK_ELEMENTS", SHAPE[1] * WINDOW**2 * 7)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +156,12 @@ def test_a_backend_without_its_compiler_is_an_error_by_name_only(reference, monk
     def broken(*args, **kwargs):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: broken)
-    monkeypatch.setattr(attention, "_fastest", lambda q: "Flex")
+    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda: broken)
     inputs = [t.float() for t in reference[0]]
     with pytest.raises(UserError, match="attn_type 'Flex' cannot run here: no compiler"):
         window_attention(*inputs, WINDOW, "Flex")
     with pytest.warns(UserWarning, match="SDPA runs instead"):
-        out = window_attention(*inputs, WINDOW, "Auto")
+        out = attention.flex_or_sdpa(*inputs, WINDOW)
     assert relative_error(out, reference[2]) < 1e-5
 
 

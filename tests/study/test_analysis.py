@@ -12,7 +12,7 @@ from torch import nn
 
 from esc_arch.archs import ESC
 from esc_arch.cli.main import main
-from esc_arch.ops.attention import relative_position_bias
+from esc_arch.ops.bias import relative_position_bias
 from esc_arch.study.analysis import (
     effective_receptive_field,
     erf_sizes,

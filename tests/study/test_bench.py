@@ -176,16 +176,16 @@ def test_the_attention_backend_of_a_row_is_the_one_that_runs(tmp_path, monkeypat
 
 
 def test_rows_of_naive_run_without_our_kernels(monkeypatch):
-    from esc_arch.kernels.cpu import library as cpu_kernels
+    from esc_arch.kernels import choose
 
-    usable = []
-    is_usable = cpu_kernels.is_usable
-    monkeypatch.setattr(cpu_kernels, "is_usable", lambda: usable.append(is_usable()) or usable[-1])
+    off = []
+    are_off = choose.are_off
+    monkeypatch.setattr(choose, "are_off", lambda: off.append(are_off()) or off[-1])
     for spec, wanted in ((Contender("ESC_light", "Naive"), False), (Contender("ESC_light"), True)):
         NetworkJob(spec, 2, 8, 8, 1, "cpu").prepare().run()
         TrainingJob(spec, 2, 1, 8, "cpu").prepare().run()
-        assert set(usable) == {wanted and cpu_kernels.is_built()}
-        usable.clear()
+        assert set(off) == {not wanted}
+        off.clear()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

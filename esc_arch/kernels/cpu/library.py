@@ -4,16 +4,13 @@ They are compiled when the package is installed, where there is a C++ compiler; 
 package works the same through torch's own operations, only slower.
 """
 
-import contextlib
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,9 +18,6 @@ from torch import Tensor
 MULTIPLY_ADDS_PER_THREAD = 2**18
 # Where channels are read and written in place they must fill the widest vectors.
 MULTIPLE = 16
-
-
-_off: ContextVar[bool] = ContextVar("_off", default=False)
 
 
 class CTensor(ctypes.Structure):
@@ -117,43 +111,6 @@ def is_built() -> bool:
     return library() is not None
 
 
-def is_usable() -> bool:
-    """Tell whether the functions are there and may be called: no trace or export can hold them."""
-    in_graph = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return is_built() and not in_graph and not _off.get()
-
-
-@contextlib.contextmanager
-def switched_off() -> Iterator[None]:
-    """Make `is_usable` say no, so that torch's own operations run."""
-    token = _off.set(True)
-    try:
-        yield
-    finally:
-        _off.reset(token)
-
-
-def can_run(*tensors: Tensor) -> bool:
-    """Tell whether the functions can take these: float32, or bfloat16, on the CPU.
-
-    Under autocast to bfloat16 they can take both; `as_computed` then casts.
-    """
-    if not is_usable() or any(t.device.type != "cpu" for t in tensors):
-        return False
-    dtypes = {t.dtype for t in tensors}
-    if torch.is_autocast_enabled("cpu"):
-        wanted = torch.get_autocast_dtype("cpu")
-        return wanted == torch.bfloat16 and dtypes <= {torch.float32, torch.bfloat16}
-    return dtypes in ({torch.float32}, {torch.bfloat16})
-
-
-def as_computed(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast tensors as autocast would, if it is on."""
-    if not torch.is_autocast_enabled("cpu"):
-        return tensors
-    return tuple(t.to(torch.get_autocast_dtype("cpu")) for t in tensors)
-
-
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a function on float32 take bfloat16 as well, which it returns then."""
 
@@ -205,14 +162,3 @@ def threads_for(multiply_adds: int) -> int:
 def channels_last(x: Tensor) -> Tensor:
     """Return `x` with the channels of a pixel side by side; its pixels may lie anywhere."""
     return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def can_replace(*layers: nn.Module) -> bool:
-    """Tell whether a function may stand for layers: not for one that is wrapped or has hooks."""
-    return all(type(layer) is nn.Conv2d and not has_hooks(layer) for layer in layers)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether somebody listens when a module is called."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return any(hooks) or bool(module._backward_pre_hooks)

@@ -15,7 +15,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from esc_arch.errors import UserError
-from esc_arch.kernels.cpu import library as cpu_kernels
+from esc_arch.kernels import choose
 from esc_arch.ops.attention import ATTN_TYPES, canonical_attn_type
 from esc_arch.study.complexity import count_flops
 from esc_arch.study.subjects import read_option_file
@@ -107,7 +107,7 @@ class Contender:
 
     def kernels(self) -> AbstractContextManager[None]:
         """Switch our CPU kernels off where `Naive` stands for the formulas as written."""
-        return cpu_kernels.switched_off() if self.attn_type == "Naive" else nullcontext()
+        return choose.switched_off() if self.attn_type == "Naive" else nullcontext()
 
     def options(self, scale: int) -> dict[str, Any]:
         """The network's options as in an option file, its `type` and scale among them.

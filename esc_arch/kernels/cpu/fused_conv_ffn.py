@@ -1,13 +1,15 @@
-"""The ConvFFN in one pass over the image: our own function on the CPU."""
+"""The ConvFFN in one pass over the image."""
 
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
+from esc_arch.kernels.cpu import operators
+from esc_arch.ops.faults import conv_ffn_fault, same_shape_fault
 
 # Rows and columns.
 TILE = (32, 64)
@@ -15,18 +17,31 @@ TILE_BACKWARD = (32, 64)
 TILE_BFLOAT16 = (32, 62)  # With the neighbours of a 3x3 kernel, whole tiles of a matrix unit.
 
 
-def can_fuse(x: Tensor, *layers: nn.Module) -> bool:
-    """Tell whether `fused_conv_ffn` can stand for the layers of a ConvFFN.
-
-    Args:
-        x: Features (B, C, H, W).
-        layers: Its convolutions. One that is wrapped or has hooks must be called itself.
-    """
-    if not cpu_kernels.can_replace(*layers) or x.shape[1] % cpu_kernels.MULTIPLE:
-        return False
-    return cpu_kernels.can_run(x, *(weight for layer in layers for weight in layer.parameters()))
+def _takes(x: Tensor, *_: Tensor) -> bool:
+    return x.shape[1] % cpu_kernels.MULTIPLE == 0
 
 
+def _formula(
+    x: Tensor,
+    proj: Tensor,
+    proj_bias: Tensor,
+    dwc: Tensor,
+    dwc_bias: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+) -> Tensor:
+    x = F.gelu(F.conv2d(x, proj, proj_bias))
+    padding, groups = dwc.shape[-1] // 2, dwc.shape[0]
+    x = x + F.gelu(F.conv2d(x, dwc, dwc_bias, padding=padding, groups=groups))
+    return F.conv2d(x, aggr, aggr_bias)
+
+
+def _check(x: Tensor, *weights: Tensor) -> None:
+    fault = conv_ffn_fault(x, *weights) or operators.multiple_fault(x)
+    operators.check("esc::conv_ffn", (x, *weights), fault)
+
+
+@choose.register("conv_ffn", "cpu", takes=_takes)
 @torch.library.custom_op("esc::conv_ffn", mutates_args=(), device_types="cpu")
 def fused_conv_ffn(
     x: Tensor,
@@ -37,7 +52,7 @@ def fused_conv_ffn(
     aggr: Tensor,
     aggr_bias: Tensor,
 ) -> Tensor:
-    """Compute aggr(h + GELU(dwc(h))) with h = GELU(proj(x)).
+    """Compute `ops.conv_ffn`.
 
     No more than a few rows of the hidden channels h exist at any time; the backward computes them
     again.
@@ -55,6 +70,7 @@ def fused_conv_ffn(
         (B, C, H, W), channels last.
     """
     weights = proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias
+    _check(x, *weights)
     if x.dtype == torch.bfloat16 and cpu_kernels.has_amx():
         return _conv_ffn_in_bfloat16(x, *weights)
     return _conv_ffn(x, *weights)
@@ -118,8 +134,15 @@ def _pack(
 
 
 @fused_conv_ffn.register_fake
-def _(x: Tensor, *_: Tensor) -> Tensor:
+def _(x: Tensor, *weights: Tensor) -> Tensor:
+    _check(x, *weights)
     return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _check_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> None:
+    fault = conv_ffn_fault(x, *weights) or operators.multiple_fault(x)
+    fault = fault or same_shape_fault("grad_out", grad_out, x)
+    operators.check("esc::conv_ffn_backward", (grad_out, x, *weights), fault)
 
 
 @torch.library.custom_op("esc::conv_ffn_backward", mutates_args=(), device_types="cpu")
@@ -134,6 +157,7 @@ def fused_conv_ffn_backward(
     aggr_bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `fused_conv_ffn`'s arguments, shapes as there."""
+    _check_backward(grad_out, x, proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
     return _conv_ffn_backward(grad_out, x, proj, proj_bias, dwc, dwc_bias, aggr, aggr_bias)
 
 
@@ -172,6 +196,7 @@ def _conv_ffn_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[T
 
 @fused_conv_ffn_backward.register_fake
 def _(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    _check_backward(grad_out, x, *weights)
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     return grad_x, *(torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights)
 
@@ -180,8 +205,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
-    return fused_conv_ffn_backward(grad_out, *ctx.saved_tensors)
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    return operators.gradients(ctx, _formula, fused_conv_ffn_backward, ctx.saved_tensors, grad_out)
 
 
 fused_conv_ffn.register_autograd(_backward, setup_context=_save)

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="+",
         metavar="MODEL",
-        help="any of ESC, ESC_light, ESC_FP, ESC_DFLIP, and ESC_light_BSD, the weights that ship "
-        "with this package (default: all)",
+        help="any of ESC, ESC_light, ESC_FP, ESC_DFLIP, ESC_XL, ESC_Real_MSE, ESC_Real_GAN, and "
+        "ESC_light_BSD, the weights that ship with this package (default: all)",
     )
     parser.add_argument(
         "--scales", nargs="+", type=int, choices=(2, 3, 4), default=[2, 3, 4], help="default: all"
@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("datasets/benchmarks"),
         metavar="FOLDER",
         help="benchmark sets, SET/HR and SET/LR_bicubic/X2 and so on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--real",
+        type=Path,
+        default=Path("datasets/real"),
+        metavar="FOLDER",
+        help="photographs without ground truth for ESC_Real_* (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -61,48 +68,35 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from esc_arch.errors import UserError
-    from esc_arch.study.tables import (
-        MODELS,
-        measure_complexity,
-        measure_quality,
-        remedies,
-        save_tables,
-    )
-    from esc_arch.zoo.catalogue import shipped
+    from esc_arch.study.paper import MODELS, measure_complexity
+    from esc_arch.study.quality import measure_quality, measure_real_quality, remedies
+    from esc_arch.study.tables import save_tables
 
-    models = list(dict.fromkeys(args.models or MODELS))
-    for model in models:
-        if model not in MODELS:
-            close = difflib.get_close_matches(model, MODELS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(MODELS)}"
-            raise UserError(f"--models {model}: no such model in the paper's tables; {hint}")
-    pairs = [
-        (model, scale)
-        for model in models
-        for scale in dict.fromkeys(args.scales)
-        # Not all scales ship.
-        if args.models or not MODELS[model].shipped or MODELS[model].weights(scale) in shipped()
-    ]
-
-    complexity, quality, errors = [], [], []
+    pairs = _pairs(args)
+    complexity, quality, real, errors = [], [], [], []
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         for model, scale in tqdm(pairs, desc="counting FLOPs", disable=not sys.stderr.isatty()):
             complexity.append(measure_complexity(model, scale))
-        text = save_tables(complexity, quality, args.output)
+        text = save_tables(complexity, quality, real, args.output)
         for model, scale in pairs if not args.no_weights else []:
-            rows, error = measure_quality(model, scale, args.data, args.weights, args.output)
-            quality += rows
+            case = model, scale, args.real if MODELS[model].is_real else args.data
+            if MODELS[model].is_real:
+                row, error = measure_real_quality(*case, args.weights, args.output)
+                real.append(row)
+            else:
+                rows, error = measure_quality(*case, args.weights, args.output)
+                quality += rows
             errors += [error] if error else []
             # After each test, so that an interrupted run keeps what it has measured.
-            text = save_tables(complexity, quality, args.output)
+            text = save_tables(complexity, quality, real, args.output)
     except OSError as error:
         raise UserError(
             f"--output {args.output}: {error.strerror}: {error.filename or ''}"
         ) from None
 
     print(text)
-    for line in remedies(quality, args.data, args.weights):
+    for line in remedies(quality, real, args.data, args.weights):
         print(line)
     print(f"Saved in {args.output}")
     for error in errors:
@@ -113,3 +107,28 @@ def run(args: argparse.Namespace) -> int:
             f"basicsr: {row.model} x{row.scale}: not the size that the paper has", file=sys.stderr
         )
     return 2 if errors else 1 if wrong else 0
+
+
+def _pairs(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """The models and scales that are asked for and exist."""
+    from esc_arch.errors import UserError
+    from esc_arch.study.paper import MODELS
+    from esc_arch.zoo.catalogue import shipped
+
+    models = list(dict.fromkeys(args.models or MODELS))
+    for model in models:
+        if model not in MODELS:
+            close = difflib.get_close_matches(model, MODELS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(MODELS)}"
+            raise UserError(f"--models {model}: no such model in the paper's tables; {hint}")
+        scales = MODELS[model].scales
+        if args.models and not set(scales) & set(args.scales):
+            raise UserError(f"--models {model}: is for x{' and x'.join(map(str, scales))} alone")
+    return [
+        (model, scale)
+        for model in models
+        for scale in dict.fromkeys(args.scales)
+        if scale in MODELS[model].scales
+        # Not all scales ship.
+        and (args.models or not MODELS[model].shipped or MODELS[model].weights(scale) in shipped())
+    ]

@@ -1,0 +1,62 @@
+"""BasicSR's search for the training state to go on from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from esc_arch.plugin.compat.patching import log, names_used, patch
+
+
+def resume_state_loading(module: ModuleType) -> None:
+    """`load_resume_state` needs a GPU, and looks for states below the current folder.
+
+    Replaced: its map_location calls `.cuda()`, which without a GPU fails, and with one puts a
+    second copy of the optimizer's state there (optimizers move theirs as they load it). With
+    `--auto_resume` it looks into a relative `experiments`, so that BasicSR's train.py started from
+    another folder silently begins anew.
+
+    Args:
+        module: `basicsr.train`, or `__main__` where BasicSR's train.py runs as a script.
+    """
+    original = module.load_resume_state
+    names = (*names_used(original), *original.__code__.co_consts)
+
+    def wrap(_: Callable) -> Callable:
+        def load_resume_state(opt: dict) -> dict | None:
+            from basicsr.utils import check_resume
+
+            from esc_arch.zoo.store import load_state
+
+            if opt["auto_resume"]:
+                opt["path"]["resume_state"] = _latest_state(opt)
+            path = opt["path"].get("resume_state")
+            if not path:
+                return None
+            state = load_state(path)
+            check_resume(opt, state["iter"])
+            return state
+
+        return load_resume_state
+
+    if "current_device" in names or "experiments" in names:
+        patch(module, "load_resume_state", wrap)
+
+
+def _latest_state(opt: dict) -> str | None:
+    """The state of the highest iteration that is whole, and its weights too."""
+    from esc_arch.zoo.store import newest_whole_state
+
+    ignored = opt["path"].get("ignore_resume_networks") or []
+    networks = [
+        key.replace("network_", "net_")
+        for key in opt
+        if key.startswith("network_") and key not in ignored
+    ]
+    folders = (Path(opt["path"][name]) for name in ("training_states", "models"))
+    state, skipped = newest_whole_state(*folders, networks)
+    if opt["rank"] == 0:
+        for line in skipped:
+            log.warning("%s", line)
+        if skipped and state is None:
+            log.warning("no state to resume from is whole: the run begins anew")
+    return str(state) if state else None

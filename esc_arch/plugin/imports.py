@@ -1,0 +1,88 @@
+"""Imports that BasicSR makes and newer libraries, or machines without graphics, do not fulfil."""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+# Modules that BasicSR 1.4.2 imports and newer libraries lack -> what has the same functions.
+MOVED_MODULES = {
+    "torchvision.transforms.functional_tensor": "torchvision.transforms.functional",
+    "scipy.ndimage.filters": "scipy.ndimage",
+}
+OPENCV_ADVICE = (
+    "where the system has no graphics libraries, "
+    "'pip install --force-reinstall --no-deps opencv-python-headless' gives one that can"
+)
+
+
+def watch_imports() -> None:
+    """Find moved modules, and say what helps where OpenCV cannot be loaded."""
+    # Asked last: a module that is still where it was is taken from there.
+    sys.meta_path.append(_MovedModules())
+    sys.meta_path.insert(0, _OpenCV())
+
+
+class _MovedModules:
+    """Finds modules under names that they no longer have."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in MOVED_MODULES:
+            return None
+        return importlib.util.spec_from_loader(name, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = ModuleType(spec.name)
+        moved = importlib.import_module(MOVED_MODULES[spec.name])
+        module.__dict__.update({k: v for k, v in vars(moved).items() if not k.startswith("__")})
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+class _OpenCV:
+    """Lets OpenCV be found as always, with a better error where it cannot be loaded.
+
+    BasicSR requires opencv-python, which does not load without the system's libGL and glib.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "cv2":
+            return None
+        for finder in sys.meta_path:
+            find = getattr(finder, "find_spec", None)
+            spec = find(name, path, target) if find is not None and finder is not self else None
+            if spec is not None:
+                spec.loader = spec.loader and _ExplainingLoader(spec.loader)
+                return spec
+        return None
+
+
+class _ExplainingLoader(wrapt.ObjectProxy):
+    """OpenCV's own loader, whose errors say what helps."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return _explained(self.__wrapped__.create_module, spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        _explained(self.__wrapped__.exec_module, module)
+
+
+def _explained(load: Any, argument: Any) -> Any:
+    try:
+        return load(argument)
+    except ImportError as error:
+        # OpenCV's folder loads the library within itself: once said is enough.
+        if OPENCV_ADVICE in str(error):
+            raise
+        raise ImportError(f"OpenCV cannot be loaded ({error}); {OPENCV_ADVICE}") from error

@@ -167,7 +167,7 @@ def _check_output(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> Non
 def _photograph(path: Path | None) -> "Tensor":
     import torch
 
-    from esc_arch.inference.upscaler import read_picture
+    from esc_arch.inference.pictures import read_picture
 
     if path is None:
         import skimage.data
@@ -187,7 +187,7 @@ def _output(network_g: dict, params: "dict[str, Tensor]", lq: "Tensor") -> "Tens
 
     network = build_on_meta(network_g)
     network.load_state_dict({name: value.float() for name, value in params.items()}, assign=True)
-    return Upscaler(network.eval(), network_g["window_size"]).upscale(lq)
+    return Upscaler(network.eval(), network_g).upscale(lq)
 
 
 def _safetensors(args: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ import argparse
 import difflib
 import importlib
 import importlib.metadata
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,7 +28,8 @@ SUBCOMMANDS: dict[str, str] = {
     "bench": "esc_arch.cli.bench",
 }
 
-OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+# The last two are what a shell gives for the signals.
+OK, FAILED, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,13 +106,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 when all went well, 2 when the user can mend it (the reason is one line
         on stderr), 130 after Ctrl-C. Any other failure is raised, and so ends with status 1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names that the terminal cannot show are printed with escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
         _refuse(unknown, args.subparser)
     if args.subcommand != "bench":  # Which measures what any process would see.
         keep_freed_memory()
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # As in `| head`: nobody reads on. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print("basicsr: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -2,8 +2,14 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esc_arch.inference.planning import Plan
+    from esc_arch.inference.upscaler import Upscaler
 
 HELP = "Upscale pictures with a trained network."
 
@@ -23,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("upscaled"),
         metavar="OUT",
-        help="folder for the results, which are PNG, or NAME.png for one picture "
+        help="folder for the results, or the file for one picture, such as NAME.png "
         "(default: upscaled)",
     )
     parser.add_argument(
@@ -31,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|PATH",
         help="checkpoint; its network, scale and options are found from the file "
         "(default: the weights that came with the package)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=int,
+        metavar="S",
+        help="how many times larger; picks the weights where no model is named",
     )
     parser.add_argument(
         "--tile",
@@ -55,7 +67,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace results that exist; else they are kept"
+        "--overwrite",
+        action="store_true",
+        help="replace results that exist; else they are kept unless the source is newer or the "
+        "size does not fit",
+    )
+    _add_files(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--format",
+        choices=["png", "jpeg", "webp", "tiff"],
+        help="how results are written (default: as -o ends, or png)",
+    )
+    files.add_argument(
+        "--quality",
+        type=int,
+        metavar="Q",
+        help="1 to 100, of JPEG (default: 95) and WebP (default: 100, lossless)",
+    )
+    files.add_argument(
+        "--suffix", default="", metavar="TEXT", help="put behind names, such as _x2: photo_x2.png"
+    )
+    files.add_argument(
+        "--keep-suffix",
+        action="store_true",
+        help="keep the source's suffix in the name, as in photo.jpg.png",
+    )
+    files.add_argument(
+        "--strip",
+        action="store_true",
+        help="leave out EXIF, XMP and resolution; colour profiles stay",
+    )
+    files.add_argument(
+        "--page", type=int, metavar="N", help="which page of a TIFF with several (default: the 1st)"
+    )
+    files.add_argument(
+        "--max-megapixels",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="refuse larger inputs (default: 1000)",
+    )
+    files.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do the I-th of N parts of the pictures, such as 2/8, to divide them among machines",
     )
 
 
@@ -63,61 +122,134 @@ def run(args: argparse.Namespace) -> int:
     """Upscale. 0 if every picture is done or was there already, 1 if some could not be."""
     from tqdm import tqdm
 
-    from esc_arch.errors import UserError
-    from esc_arch.inference.upscaler import plan_jobs, run_job
+    from esc_arch.errors import UserError, printable
+    from esc_arch.inference.folders import run_jobs
+    from esc_arch.inference.planning import Naming, check_writable, plan_jobs, shard
 
-    _check_tiles(args)
-    jobs, problems = plan_jobs(args.inputs, args.output)
+    _check(args)
+    part = _shard(args.shard)
+    naming = Naming(args.output, args.format, args.suffix, args.keep_suffix)
+    plan = plan_jobs(args.inputs, naming, args.quality, args.strip)
+    plan.jobs = shard(plan.jobs, *part)
     upscaler = _load(args)
-    for problem in problems:
-        print(f"basicsr: error: {problem}", file=sys.stderr)
-    failed, kept, done = len(problems), 0, 0
-    with tqdm(total=len(jobs), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        for job in jobs:
-            bar.set_description_str(job.source.name)
-            if job.target.exists() and job.source.exists() and not args.overwrite:
-                kept += 1
-                bar.write(f"{job.target}: kept; --overwrite replaces it", file=sys.stdout)
+    if plan.jobs:
+        check_writable(plan)
+    for note in plan.notes:
+        print(f"basicsr: {note}", file=sys.stderr)
+    with tqdm(total=len(plan.jobs), unit="picture", disable=not sys.stderr.isatty()) as bar:
+        tally = _Tally(bar, len(plan.problems))
+        for problem in plan.problems:
+            tally.error(problem)
+        jobs = _to_do(args, plan, upscaler, tally)
+        tally.start()
+        for job, result in run_jobs(
+            jobs, upscaler, plan.encoding, args.page, args.max_megapixels, _watch_tiles(bar)
+        ):
+            if isinstance(result, UserError):
+                tally.failed += 1
+                tally.error(result)
             else:
-                try:
-                    width, height = run_job(job, upscaler, _watch_tiles(bar))
-                    done += 1
-                    bar.write(f"{job.target}: {width} x {height}", file=sys.stdout)
-                except UserError as error:
-                    failed += 1
-                    bar.write(f"basicsr: error: {error}", file=sys.stderr)
+                for note in result.notes:
+                    tally.error(note, "")
+                height, width, _ = result.shape
+                tally.done_one(f"{printable(job.target)}: {width} x {height}", height * width)
             bar.update()
-    print(f"{done} upscaled, {kept} kept, {failed} failed")
-    return 1 if failed else 0
+    print(f"{tally.done} upscaled, {tally.kept} kept, {tally.failed} failed")
+    return 1 if tally.failed else 0
 
 
-def _check_tiles(args: argparse.Namespace) -> None:
-    from esc_arch.errors import UserError
+class _Tally:
+    """Counts, and prints lines above the bar."""
+
+    def __init__(self, bar: Any, failed: int) -> None:
+        self.bar, self.failed, self.kept, self.done = bar, failed, 0, 0
+        self._pixels, self._start = 0, 0.0
+
+    def start(self) -> None:
+        self._start = time.monotonic()
+
+    def error(self, line: object, kind: str = "error: ") -> None:
+        self.bar.write(f"basicsr: {kind}{line}", file=sys.stderr)
+
+    def keep(self, line: str) -> None:
+        self.kept += 1
+        self.bar.write(line, file=sys.stdout)
+        self.bar.update()
+
+    def done_one(self, line: str, pixels: int) -> None:
+        self.done += 1
+        self._pixels += pixels
+        rate = self._pixels / 1e6 / max(time.monotonic() - self._start, 1e-9)
+        self.bar.set_description_str(f"{rate:.2f} megapixels/s")
+        self.bar.write(line, file=sys.stdout)
+
+
+def _to_do(
+    args: argparse.Namespace, plan: "Plan", upscaler: "Upscaler", tally: _Tally
+) -> list[Any]:
+    """The jobs whose results are not there yet, or are those of something else."""
+    from esc_arch.errors import UserError, printable
+    from esc_arch.inference.planning import why_redone
+
+    jobs = []
+    for job in plan.jobs:
+        if args.overwrite or not job.target.exists():
+            jobs.append(job)
+            continue
+        try:
+            why = why_redone(job, upscaler.scale, args.page)
+        except UserError as error:
+            tally.failed += 1
+            tally.error(error)
+            tally.bar.update()
+            continue
+        if why is None:
+            tally.keep(f"{printable(job.target)}: kept; --overwrite replaces it")
+        else:
+            tally.bar.write(f"{printable(job.target)}: done anew: {why}", file=sys.stdout)
+            jobs.append(job)
+    return jobs
+
+
+def _check(args: argparse.Namespace) -> None:
+    from esc_arch.errors import UserError, printable
 
     for flag, value in (("--tile", args.tile), ("--tile-pad", args.tile_pad)):
         if value is not None and value < 0:
             raise UserError(f"{flag} {value}: must be a number of pixels, 0 or more")
+    for flag, value in (("--scale", args.scale), ("--page", args.page)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: must be 1 or more")
+    if args.max_megapixels < 1:
+        raise UserError(f"--max-megapixels {args.max_megapixels}: must be 1 or more")
+    if args.quality is not None and not 1 <= args.quality <= 100:
+        raise UserError(f"--quality {args.quality}: must be from 1 to 100")
+    if Path(args.suffix).name != args.suffix or "\0" in args.suffix:
+        raise UserError(f"--suffix {printable(args.suffix)}: must be part of a file name")
 
 
-def _load(args: argparse.Namespace):
-    """The network, on its device."""
-    import torch
+def _shard(text: str | None) -> tuple[int, int]:
+    from esc_arch.errors import UserError, printable
 
-    from esc_arch.errors import UserError
-    from esc_arch.inference.upscaler import Upscaler
-    from esc_arch.zoo.catalogue import default_model
-    from esc_arch.zoo.loading import load_network
-    from esc_arch.zoo.local import resolve
+    if text is None:
+        return 1, 1
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise UserError(f"--shard {printable(text)}: must be I/N with I from 1 to N, such as 2/8")
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--device {device}: cannot be used here: {reason}") from None
-    path = resolve(args.model or default_model())
-    network, network_g = load_network(path, device, getattr(torch, args.dtype))
-    return Upscaler(network, network_g["window_size"], args.tile, args.tile_pad)
+
+def _load(args: argparse.Namespace) -> "Upscaler":
+    from esc_arch.inference.load import load
+    from esc_arch.zoo.local import find, other_than_published
+
+    upscaler = load(
+        args.model, args.device, args.dtype, args.tile, tile_pad=args.tile_pad, scale=args.scale
+    )
+    path = find(args.model) if args.model else None
+    if path is not None and (note := other_than_published(path)):
+        print(f"basicsr: {note}", file=sys.stderr)
+    return upscaler
 
 
 def _watch_tiles(bar) -> Callable[[Iterable], Iterable]:

@@ -58,18 +58,23 @@ def tile_spans(length: int, tile_size: int, tile_pad: int, multiple: int = 1) ->
     ]
 
 
-class _Tile(NamedTuple):
-    row: Span
-    column: Span
+# Opens an image from its top: what it returns gives rows start to end (without the last) in
+# (B, C, end - start, W), and is asked for rows further and further down.
+OpenRows = Callable[[], Callable[[int, int], Tensor]]
 
-    def cut(self, image: Tensor, scale: int = 1) -> Tensor:
-        """Look at the tile with its margins in (..., scale * H, scale * W)."""
-        row, column = self.row, self.column
-        return image[
-            ...,
-            row.outer_start * scale : row.outer_end * scale,
-            column.outer_start * scale : column.outer_end * scale,
-        ]
+
+class Tiling(NamedTuple):
+    """How an image is cut.
+
+    Attributes:
+        tile_size: Side of a tile in LR pixels, margins not counted, >= 1.
+        tile_pad: Width of the margin in LR pixels, >= 0; at the image's edge there is none.
+        multiple: As for `tile_spans`.
+    """
+
+    tile_size: int
+    tile_pad: int
+    multiple: int = 1
 
 
 def super_resolve_tiled(
@@ -83,6 +88,37 @@ def super_resolve_tiled(
 ) -> Tensor:
     """Run a network over overlapping tiles and fade one into the next.
 
+    Args:
+        network: Maps (B, C, h, w) to (B, C', s*h, s*w) for any h and w.
+        lq: LR images (B, C, H, W).
+        tile_size: As in `Tiling`.
+        tile_pad: As in `Tiling`.
+        multiple: As in `Tiling`.
+        pools: As for `super_resolve_strips`.
+        watch: As for `super_resolve_strips`.
+
+    Returns:
+        (B, C', s*H, s*W).
+    """
+    tiling = Tiling(tile_size, tile_pad, multiple)
+
+    def open_rows() -> Callable[[int, int], Tensor]:
+        return lambda start, end: lq[..., start:end, :]
+
+    size = (lq.shape[-2], lq.shape[-1])
+    return torch.cat([*super_resolve_strips(network, open_rows, size, tiling, pools, watch)], -2)
+
+
+def super_resolve_strips(
+    network: Callable[[Tensor], Tensor],
+    open_rows: OpenRows,
+    size: tuple[int, int],
+    tiling: Tiling,
+    pools: Iterable[nn.Module] = (),
+    watch: Callable[[Iterable], Iterable] = iter,
+) -> Iterator[Tensor]:
+    """As `super_resolve_tiled`, of an image that is never in memory as a whole.
+
     ConvAttn pools over what the network is given, here one tile. With `pools` all tiles are run
     twice: first to see what each pools, then with the mean over all tiles in its place, so that all
     convolve with the same kernels, nearly those of the whole image. Nearly, since the first time
@@ -90,37 +126,54 @@ def super_resolve_tiled(
 
     Args:
         network: Maps (B, C, h, w) to (B, C', s*h, s*w) for any h and w.
-        lq: LR images (B, C, H, W).
-        tile_size: Side of a tile in LR pixels, margins not counted, >= 1.
-        tile_pad: Width of the margin in LR pixels, >= 0; at the image's edge there is none.
-        multiple: As for `tile_spans`.
+        open_rows: The image; opened once or, with `pools`, twice.
+        size: Its height and width.
+        tiling: How it is cut.
         pools: Those modules of the network that pool over all of their input, see `global_pools`.
         watch: Wraps the list of tiles, such as in a progress bar.
 
-    Returns:
-        (B, C', s*H, s*W).
+    Yields:
+        The result (B, C', h, s*W) in strips from top to bottom.
     """
-    height, width = lq.shape[-2:]
-    rows, columns = (tile_spans(side, tile_size, tile_pad, multiple) for side in (height, width))
-    tiles = [_Tile(row, column) for row in rows for column in columns]
-    pools = list(pools) if len(tiles) > 1 else []
-    steps = [(tile, False) for tile in tiles if pools] + [(tile, True) for tile in tiles]
+    rows, columns = (tile_spans(side, *tiling) for side in size)
+    pools = list(pools) if len(rows) * len(columns) > 1 else []
+    passes = [False, True] if pools else [True]
+    steps = iter(watch([(row, column) for _ in passes for row in rows for column in columns]))
     statistics = {pool: 0.0 for pool in pools}
-    area = height * width
-    result = None
-    for tile, is_last in watch(steps):
-        if not is_last:
-            with _sum_up(statistics, tile):
-                network(tile.cut(lq))
-            continue
-        with _put_in_place({pool: total / area for pool, total in statistics.items()}):
-            output = network(tile.cut(lq))
-        scale = output.shape[-1] // tile.cut(lq).shape[-1]
-        if result is None:
-            result = output.new_zeros(*output.shape[:-2], height * scale, width * scale)
-        down, across = (tile_weights(span, scale).to(output) for span in tile)
-        tile.cut(result, scale).add_(output * down[:, None] * across)
-    return result
+    for is_last in passes:
+        read = open_rows()
+        carry = None
+        if is_last:
+            means = {pool: total / (size[0] * size[1]) for pool, total in statistics.items()}
+        for number, row in enumerate(rows):
+            strip = read(row.outer_start, row.outer_end)
+            result = None
+            for column in columns:
+                next(steps)
+                tile = strip[..., column.outer_start : column.outer_end]
+                if not is_last:
+                    with _sum_up(statistics, row, column):
+                        network(tile)
+                    continue
+                with _put_in_place(means):
+                    output = network(tile)
+                scale = output.shape[-1] // tile.shape[-1]
+                if result is None:
+                    height, width = strip.shape[-2] * scale, size[1] * scale
+                    result = output.new_zeros(*output.shape[:-2], height, width)
+                    if carry is not None:
+                        result[..., : carry.shape[-2], :] = carry
+                down, across = (tile_weights(span, scale).to(output) for span in (row, column))
+                place = slice(column.outer_start * scale, column.outer_end * scale)
+                result[..., place].add_(output * down[:, None] * across)
+            if is_last:
+                # Where no later tile reaches, it is done.
+                end = rows[number + 1].outer_start if number + 1 < len(rows) else row.outer_end
+                done = (end - row.outer_start) * scale
+                carry = result[..., done:, :].clone()
+                if done:
+                    yield result[..., :done, :]
+    next(steps, None)  # Lets the watch see its end.
 
 
 def global_pools(network: nn.Module) -> list[nn.Module]:
@@ -140,10 +193,10 @@ def _hooked(pools: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[No
         yield
 
 
-def _sum_up(statistics: dict[nn.Module, Any], tile: _Tile):
+def _sum_up(statistics: dict[nn.Module, Any], row: Span, column: Span):
     """Add the sum over the tile without its margins of what each module pools."""
     rows, columns = (
-        slice(span.start - span.outer_start, span.end - span.outer_start) for span in tile
+        slice(span.start - span.outer_start, span.end - span.outer_start) for span in (row, column)
     )
 
     def hook(pool: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:

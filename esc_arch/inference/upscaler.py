@@ -1,383 +1,296 @@
-"""Upscaling the user's own pictures: reading and writing them, and running the network."""
+"""A network with how it is run: arrays, tensors, pictures in, the same kind out, larger."""
 
-import io
-import os
-import struct
-import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
-from esc_arch.inference.tiling import global_pools, super_resolve_tiled
-from esc_arch.ops.windows import pad_to_multiple
-from esc_arch.prepare.images import IMAGE_SUFFIXES
-from esc_arch.zoo.store import write_atomically
+from esc_arch.inference.pictures import Picture, Source
+from esc_arch.inference.tiling import (
+    Tiling,
+    global_pools,
+    super_resolve_strips,
+    super_resolve_tiled,
+)
+from esc_arch.inference.transparency import clamp_to_neighbours, fill_hidden
+from esc_arch.ops.windows import pad_to_multiple, reflect_indices
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-# More frames than one are a film or several pages; those of MPO (phones) belong to its first.
-_FRAMES_MATTER = ("PNG", "WEBP", "TIFF")
+if TYPE_CHECKING:
+    import PIL.Image
+
+    Kind = TypeVar("Kind", np.ndarray, Tensor, PIL.Image.Image, Path, str)
+
 # Beyond this the features of a picture take gigabytes, and it goes tile by tile.
 LARGEST_WHOLE = 1024 * 1024
 DEFAULT_TILE = 512
-_EXIF_ORIENTATION = 0x0112
-_TIFF_BITS = 258
-# What numpy has to do for each EXIF orientation: quarter turns counterclockwise, then a mirroring.
-_TURNS = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (3, 0), 7: (1, 1), 8: (1, 0)}
+
+Watch = Callable[[Iterable], Iterable]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture in memory.
-
-    Attributes:
-        pixels: (H, W, C) uint8 or uint16; grey, grey with alpha, RGB or RGBA.
-        icc_profile: The colour profile that the values are meant in, if the file names one.
-    """
-
-    pixels: np.ndarray
-    icc_profile: bytes | None = None
-
-
-def read_picture(path: Path) -> Picture:
-    """Read a PNG, JPEG, WebP, TIFF or BMP, upright as its EXIF orientation says.
+class Upscaler:
+    """Upscales with one network; safe to be called from several threads, which take turns.
 
     Args:
-        path: The file; what it holds counts, not its name.
-
-    Raises:
-        UserError: One line: missing, not a whole picture, several pictures, or neither 8 nor 16
-            bits a value.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.format in _FRAMES_MATTER and getattr(image, "n_frames", 1) > 1:
-                raise UserError(f"{path}: has {image.n_frames} pictures in it; one is needed")
-            # Also where OpenCV decodes: it fills what a truncated file lacks, and says nothing.
-            image.load()
-            pixels = _decode_16_bit(content, image) if _is_16_bit(content, image) else None
-            if pixels is None:
-                pixels = np.asarray(_to_8_bit(path, image))
-            icc_profile = image.info.get("icc_profile")
-    except UnidentifiedImageError:
-        raise UserError(
-            f"{path}: not a picture that can be read (PNG, JPEG, WebP, TIFF or BMP, "
-            "8 or 16 bits a value)"
-        ) from None
-    except UserError:
-        raise
-    except Exception as error:
-        # Pillow raises a different class for each kind of damage in each format.
-        raise UserError(f"{path}: damaged, or not a picture: {_one_line(error)}") from None
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    space = b"GRAY" if pixels.shape[2] < 3 else b"RGB "
-    if icc_profile is not None and icc_profile[16:20] != space:
-        icc_profile = None
-    return Picture(np.ascontiguousarray(pixels), icc_profile)
-
-
-def _is_16_bit(content: bytes, image: Image.Image) -> bool:
-    # Pillow reads colour of 16 bits as 8 without saying so.
-    if image.format == "PNG":
-        return content[24] == 16
-    if image.format == "TIFF":
-        return set(image.tag_v2.get(_TIFF_BITS, (1,))) == {16}
-    return False
-
-
-def _decode_16_bit(content: bytes, image: Image.Image) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise ValueError(f"{image.mode} of 16 bits in {image.format} cannot be decoded")
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(
-            pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        )
-    if image.format != "TIFF":  # OpenCV turns TIFF itself.
-        turns, mirrored = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1), (0, 0))
-        pixels = np.rot90(pixels, turns)
-        pixels = pixels[:, ::-1] if mirrored else pixels
-    return pixels
-
-
-def _to_8_bit(path: Path, image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode in ("I", "F") or mode.startswith("I;"):
-        raise UserError(f"{path}: its values are of kind {mode}; 8 or 16 bits are needed")
-    grey = mode in ("1", "L", "LA", "La")
-    alpha = image.has_transparency_data
-    image = ImageOps.exif_transpose(image)
-    return image.convert({(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}[grey, alpha])
-
-
-def encode_png(picture: Picture) -> bytes:
-    """PNG bytes of a picture, values, alpha and colour profile as they are."""
-    pixels = picture.pixels
-    if pixels.dtype == np.uint8:
-        buffer = io.BytesIO()
-        squeezed = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-        Image.fromarray(squeezed).save(buffer, "PNG", icc_profile=picture.icc_profile)
-        return buffer.getvalue()
-    if pixels.shape[2] >= 3:
-        pixels = cv2.cvtColor(
-            pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
-        )
-    done, content = cv2.imencode(".png", pixels)
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode an image of shape {pixels.shape}")
-    return _with_icc_profile(content.tobytes(), picture.icc_profile)
-
-
-def _with_icc_profile(png: bytes, icc_profile: bytes | None) -> bytes:
-    """Put a colour profile into a PNG file; OpenCV 4 cannot."""
-    if icc_profile is None:
-        return png
-    body = b"iCCP" + b"ICC Profile\0\0" + zlib.compress(icc_profile)
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    header = 8 + 25  # The signature and IHDR, which must be first.
-    return png[:header] + chunk + png[header:]
-
-
-@dataclass(frozen=True)
-class Upscaler:
-    """A network with how it is run.
-
-    Attributes:
         network: In evaluation mode; its device and dtype are where and in what it computes.
-        window_size: Multiple that whole pictures are padded to.
-        tile_size: Side of tiles in LR pixels; 0 for whole pictures; None for whole ones up to
+        options: The option block that built it.
+        tile: Side of tiles in LR pixels; 0 for whole pictures; None for whole ones up to
             `LARGEST_WHOLE` pixels and tiles of `DEFAULT_TILE` beyond.
         tile_pad: Margin of tiles in LR pixels; None for two windows, with which seams stay below
             1/255 on photographs (benchmarks/tiling.py).
+        model_card: What the checkpoint says of itself.
+
+    Attributes:
+        network: The module itself.
+        options: Its option block.
+        model_card: What the checkpoint says of itself: training data, date, ...
     """
 
-    network: nn.Module
-    window_size: int
-    tile_size: int | None = None
-    tile_pad: int | None = None
+    def __init__(
+        self,
+        network: nn.Module,
+        options: Mapping[str, Any],
+        tile: int | None = None,
+        tile_pad: int | None = None,
+        model_card: Mapping[str, str] | None = None,
+    ) -> None:
+        for name, value in (("tile", tile), ("tile_pad", tile_pad)):
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise UserError(f"{name} is {value!r}; it must be a number of pixels, 0 or more")
+        self.network = network
+        self.options = dict(options)
+        self.tile = tile
+        self.tile_pad = tile_pad
+        self.model_card = dict(model_card or {})
+        self._turn = threading.RLock()
 
-    @torch.inference_mode()
-    def upscale(self, lq: Tensor, watch: Callable[[Iterable], Iterable] = iter) -> Tensor:
-        """Upscale one image as in the paper's evaluation: reflect-padded at the bottom and right.
+    @property
+    def scale(self) -> int:
+        """How many times larger results are."""
+        found = self.options.get("upscaling_factor", self.options.get("scale"))
+        return self.network.upscaling_factor if found is None else found
+
+    @property
+    def window_size(self) -> int:
+        """Multiple that whole pictures are padded to."""
+        return self.options.get("window_size", 1)
+
+    def upscale(self, image: "Kind", **options: Any) -> "Kind":
+        """Upscale, and give back what was given.
 
         Args:
-            lq: (1, 3, H, W) on any device, RGB in [0, 1].
-            watch: Wraps the list of tiles, such as in a progress bar.
+            image: One of
+
+                - an array (H, W), (H, W, C) or (B, H, W, C), C from 1 to 4 (grey, grey with alpha,
+                  RGB, RGBA), uint8, uint16, or floats in [0, 1];
+                - a tensor (C, H, W) or (B, C, H, W), C 1 or 3, of floats in [0, 1], any device;
+                - a Pillow image;
+                - a path: the result is written beside it as `NAME_x2.png`, or to `output`.
+            **options: `watch` wraps the list of tiles, such as in a progress bar; of paths also
+                `output` (a path that ends in .png, .jpg, .webp or .tif) and `overwrite`.
 
         Returns:
-            (1, 3, s * H, s * W) in float32 on `lq`'s device, from 0 to 1.
+            The same kind, dtype and number of dimensions, `scale` times as large; of a path, that
+            of the result.
+
+        Raises:
+            UserError: It is none of these, or the result is not finite.
         """
-        weight = next(self.network.parameters())
+        from esc_arch.inference import kinds
 
-        def run(tile: Tensor) -> Tensor:
-            return self.network(tile.to(weight)).to(lq.device, torch.float32)
+        if isinstance(image, Tensor):
+            return self.upscale_tensor(image, **options)
+        if isinstance(image, np.ndarray):
+            return kinds.upscale_array(self, image, **options)
+        if isinstance(image, (str, Path)):
+            return kinds.upscale_path(self, image, **options)
+        return kinds.upscale_pillow(self, image, **options)
 
-        height, width = lq.shape[-2:]
-        padded = pad_to_multiple(lq, self.window_size)
-        tile_size = self.tile_size
-        if tile_size is None:
-            tile_size = 0 if height * width <= LARGEST_WHOLE else DEFAULT_TILE
-        if tile_size == 0:
-            output = run(padded)
-        else:
-            tile_pad = 2 * self.window_size if self.tile_pad is None else self.tile_pad
-            pools = global_pools(self.network)
-            output = super_resolve_tiled(
-                run, padded, tile_size, tile_pad, self.window_size, pools, watch
+    def upscale_tensor(self, lq: Tensor, watch: Watch = iter) -> Tensor:
+        """As in the paper's evaluation: reflect-padded at the bottom and right.
+
+        Args:
+            lq: (C, H, W) or (B, C, H, W) with C 1 or 3, RGB in [0, 1].
+            watch: Wraps the list of tiles.
+
+        Returns:
+            s times as large, from 0 to 1, on `lq`'s device in its dtype.
+        """
+        if not lq.is_floating_point() or lq.dim() not in (3, 4) or lq.shape[-3] not in (1, 3):
+            raise UserError(
+                f"a tensor of shape {list(lq.shape)} in {lq.dtype}; floats (B, C, H, W) or "
+                "(C, H, W) are needed, with 1 or 3 channels"
             )
-        scale = output.shape[-1] // padded.shape[-1]
-        return output[..., : height * scale, : width * scale].clamp_(0, 1)
+        if min(lq.shape) == 0:
+            raise UserError(f"a tensor of shape {list(lq.shape)} has no pixels")
+        grey = lq.shape[-3] == 1
+        batch = lq if lq.dim() == 4 else lq[None]
+        with self._running():
+            sr = self._whole_or_tiled(batch.expand(-1, 3, -1, -1), watch)
+            sr = sr.mean(1, keepdim=True) if grey else sr
+        # A copy out of inference mode is an ordinary tensor, which may be changed in place.
+        return (sr if lq.dim() == 4 else sr[0]).to(lq.dtype, copy=True)
 
-    def upscale_picture(
-        self, picture: Picture, watch: Callable[[Iterable], Iterable] = iter
-    ) -> Picture:
-        """Upscale a picture: its kind, depth and colour profile stay.
+    def upscale_picture(self, picture: Picture, watch: Watch = iter) -> Picture:
+        """Upscale a picture: its kind, depth, colours and metadata stay.
 
         Grey goes through the network as RGB of three equal channels, of which the mean is kept;
-        alpha likewise, unless it is the same everywhere.
+        alpha likewise, within the values around it.
 
         Args:
             picture: Of any kind.
-            watch: As for `upscale`.
+            watch: Wraps the list of tiles.
         """
         pixels = picture.pixels
         channels = pixels.shape[2]
         colours = 3 if channels >= 3 else 1
+        if channels > colours:
+            pixels = fill_hidden(pixels)
         parts = [self._upscale_channels(pixels[:, :, :colours], watch)]
         if channels > colours:
             alpha = pixels[:, :, colours:]
             if (alpha == alpha[0, 0]).all():
                 parts.append(np.full((*parts[0].shape[:2], 1), alpha[0, 0, 0]))
             else:
-                parts.append(self._upscale_channels(alpha, watch))
-        return replace(picture, pixels=np.concatenate(parts, axis=2))
+                parts.append(self._upscale_channels(alpha, watch, is_alpha=True))
+        pixels = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
+        return replace(picture, pixels=pixels)
+
+    def upscale_rows(self, source: Source, watch: Watch = iter) -> Iterator[np.ndarray]:
+        """Upscale a picture that is never in memory as a whole: a row of tiles at a time.
+
+        Args:
+            source: The picture.
+            watch: Wraps the list of tiles.
+
+        Yields:
+            Parts (h, s * W, C) of the result from top to bottom.
+        """
+        scale, multiple = self.scale, self.window_size
+        largest = np.iinfo(source.dtype).max
+        has_alpha = source.channels in (2, 4)
+        padded = tuple(-(-side // multiple) * multiple for side in (source.height, source.width))
+        columns = reflect_indices(source.width, 0, padded[1], torch.device("cpu")).numpy()
+
+        def open_rows() -> Callable[[int, int], Tensor]:
+            rows = _PaddedRows(source, padded[0])
+
+            def read(start: int, end: int) -> Tensor:
+                part = rows.read(start, end)
+                part = fill_hidden(part) if has_alpha else part
+                # int32, since torch knows little of uint16.
+                return torch.from_numpy(part[:, columns].astype(np.int32)).permute(2, 0, 1)[None]
+
+            return read
+
+        def run(tile: Tensor) -> Tensor:
+            lq = tile.float() / largest
+            colours = lq[:, :-1] if has_alpha else lq
+            planes = [colours.expand(-1, 3, -1, -1)]
+            if has_alpha:
+                planes.append(lq[:, -1:].expand(-1, 3, -1, -1))
+            sr = self._run(torch.cat(planes))
+            parts = [sr[:1] if colours.shape[1] == 3 else sr[:1].mean(1, keepdim=True)]
+            if has_alpha:
+                alpha = sr[1:].mean(1, keepdim=True)
+                parts.append(clamp_to_neighbours(alpha, lq[:, -1:], scale))
+            return torch.cat(parts, 1)
+
+        strips = super_resolve_strips(
+            run, open_rows, padded, self._tiling(), global_pools(self.network), watch
+        )
+        left = source.height * scale
+        with self._turn:
+            while left:
+                with torch.inference_mode():
+                    strip = next(strips)[0, :, :left, : source.width * scale].clamp_(0, 1)
+                    values = strip.permute(1, 2, 0).mul(largest).round_().numpy()
+                left -= len(values)
+                yield values.astype(source.dtype)
+
+    def tiles_needed(self, height: int, width: int) -> bool:
+        """Whether a picture goes tile by tile."""
+        if self.tile is None:
+            return height * width > LARGEST_WHOLE
+        return self.tile > 0
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        # The network is shared, and with tiles it has hooks for a while.
+        with self._turn, torch.inference_mode():
+            yield
+
+    def _tiling(self) -> Tiling:
+        tile_pad = 2 * self.window_size if self.tile_pad is None else self.tile_pad
+        return Tiling(self.tile or DEFAULT_TILE, tile_pad, self.window_size)
+
+    def _run(self, lq: Tensor) -> Tensor:
+        weight = next(self.network.parameters())
+        sr = self.network(lq.to(weight)).to(lq.device, torch.float32)
+        if not bool(sr.isfinite().all()):
+            raise UserError(_not_finite(weight.dtype))
+        return sr
+
+    def _whole_or_tiled(self, lq: Tensor, watch: Watch) -> Tensor:
+        height, width = lq.shape[-2:]
+        padded = pad_to_multiple(lq, self.window_size)
+        if self.tiles_needed(height, width):
+            pools = global_pools(self.network)
+            output = super_resolve_tiled(self._run, padded, *self._tiling(), pools, watch)
+        else:
+            output = self._run(padded)
+        scale = output.shape[-1] // padded.shape[-1]
+        return output[..., : height * scale, : width * scale].clamp_(0, 1)
 
     def _upscale_channels(
-        self, pixels: np.ndarray, watch: Callable[[Iterable], Iterable]
+        self, pixels: np.ndarray, watch: Watch, is_alpha: bool = False
     ) -> np.ndarray:
         largest = np.iinfo(pixels.dtype).max
         lq = torch.from_numpy(pixels.astype(np.float32) / largest).permute(2, 0, 1)[None]
-        sr = self.upscale(lq.expand(-1, 3, -1, -1), watch)
-        if pixels.shape[2] == 1:
-            sr = sr.mean(1, keepdim=True)
+        sr = self.upscale_tensor(lq, watch)
+        if is_alpha:
+            sr = clamp_to_neighbours(sr, lq, self.scale)
         values = (sr[0].permute(1, 2, 0) * largest).round().numpy()
         return values.astype(pixels.dtype)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One picture to upscale.
+class _PaddedRows:
+    """Rows of a picture that is reflected beyond its end; earlier ones are forgotten."""
 
-    Attributes:
-        source: Where it is.
-        target: Where its result goes.
-    """
+    def __init__(self, source: Source, height: int) -> None:
+        self._indices = reflect_indices(source.height, 0, height, torch.device("cpu")).numpy()
+        # The first row that is needed from each row on.
+        self._needed = np.minimum.accumulate(self._indices[::-1])[::-1]
+        self._next = source.open_rows()
+        self._first = self._end = 0
+        self._kept = np.empty((0, source.width, source.channels), source.dtype)
 
-    source: Path
-    target: Path
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Rows start to end of the padded picture; `start` never gets smaller."""
+        wanted = self._indices[start:end]
+        self._forget(self._needed[start])
+        missing = int(wanted.max()) + 1 - self._end
+        if missing > 0:
+            self._kept = np.concatenate([self._kept, self._next(missing)])
+            self._end += missing
+            self._forget(self._needed[start])
+        return self._kept[wanted - self._first]
 
-
-def plan_jobs(inputs: Iterable[Path], out: Path) -> tuple[list[Job], list[str]]:
-    """Decide where the result of each picture goes.
-
-    A file's goes to `OUT/STEM.png`, or to OUT itself if that ends in .png and there is only this
-    one. A folder's go below OUT as they lie in the folder, and if it is not the only input,
-    below `OUT/FOLDER`. Files of other suffixes in folders, and hidden ones, are no pictures; links
-    to folders are not followed; results of an earlier run, below OUT, are not taken again.
-
-    Args:
-        inputs: Files and folders.
-        out: The folder for the results.
-
-    Returns:
-        The jobs, and a line for each input that cannot be done.
-
-    Raises:
-        UserError: OUT cannot be what it is.
-    """
-    inputs = list(inputs)
-    if out.suffix.lower() == ".png" and not out.is_dir():
-        if len(inputs) != 1 or inputs[0].is_dir():
-            raise UserError(f"-o {out}: is a file; for several pictures a folder is needed")
-        out_folder, single = out.parent, out
-    elif out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
-        raise UserError(f"-o {out}: results are PNG; use {out.with_suffix('.png')} or a folder")
-    elif out.exists() and not out.is_dir():
-        raise UserError(f"-o {out}: is a file; a folder is needed")
-    else:
-        out_folder, single = out, None
-
-    jobs, problems = [], []
-    for path in inputs:
-        if path.is_dir():
-            target_folder = out_folder if len(inputs) == 1 else out_folder / path.resolve().name
-            found = _pictures_below(path, out_folder)
-            if not found:
-                problems.append(f"{path}: no pictures in this folder")
-            jobs += [
-                Job(file, target_folder / file.relative_to(path).with_suffix(".png"))
-                for file in found
-            ]
-        else:
-            jobs.append(Job(path, single or out_folder / f"{path.stem}.png"))
-    return _without_collisions(jobs, out_folder, problems), problems
+    def _forget(self, before: int) -> None:
+        drop = min(max(int(before) - self._first, 0), len(self._kept))
+        self._kept = self._kept[drop:]
+        self._first += drop
 
 
-def _pictures_below(folder: Path, out_folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, files in os.walk(folder):
-        here = Path(parent)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (here / name).resolve() != out_folder.resolve()
-        )
-        found += [
-            here / name
-            for name in sorted(files)
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return found
-
-
-def _without_collisions(jobs: list[Job], out_folder: Path, problems: list[str]) -> list[Job]:
-    """The jobs whose targets are below OUT, and neither another's target nor anyone's source."""
-    sources = {job.source.resolve() for job in jobs}
-    root = out_folder.resolve()
-    taken: dict[Path, Path] = {}
-    kept = []
-    for job in jobs:
-        # A link within OUT could lead elsewhere. The last part of the path is replaced, not
-        # followed.
-        target = job.target.parent.resolve() / job.target.name
-        if root not in target.parents:
-            problems.append(f"{job.source}: its result {job.target} would lie outside {out_folder}")
-        elif target in sources:
-            problems.append(f"{job.source}: its result would replace the picture {job.target}")
-        elif target in taken:
-            problems.append(
-                f"{job.source}: its result {job.target} is also that of {taken[target]}; rename one"
-            )
-        else:
-            taken[target] = job.source
-            kept.append(job)
-    return kept
-
-
-def run_job(
-    job: Job, upscaler: Upscaler, watch: Callable[[Iterable], Iterable] = iter
-) -> tuple[int, int]:
-    """Upscale one picture and write the result, whole or not at all.
-
-    Args:
-        job: What to do.
-        upscaler: What to do it with.
-        watch: As for `Upscaler.upscale`.
-
-    Returns:
-        Width and height of the result.
-
-    Raises:
-        UserError: One line: the picture is bad, too large for the memory, or the result cannot be
-            written.
-    """
-    picture = read_picture(job.source)
-    height, width = picture.pixels.shape[:2]
-    try:
-        result = upscaler.upscale_picture(picture, watch)
-        content = encode_png(result)
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise _too_large(job, width, height) from error
-    except RuntimeError as error:
-        # What torch raises for the CPU's memory has no class of its own.
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise _too_large(job, width, height) from error
-    try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.target, content)
-    except OSError as error:
-        raise UserError(f"{job.target}: cannot be written: {error.strerror or error}") from None
-    return result.pixels.shape[1], result.pixels.shape[0]
-
-
-def _too_large(job: Job, width: int, height: int) -> UserError:
-    return UserError(
-        f"{job.source}: {width} x {height} pixels are too many for the memory at once; use --tile "
-        "with fewer pixels, such as --tile 256"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _not_finite(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float32:
+        return "the result is not finite: the weights are too large for float32, or broken"
+    others = "bfloat16 or float32" if dtype == torch.float16 else "float32"
+    return f"the result is not finite in {name}; use {others}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from esc_arch.archs import NETWORKS
 from esc_arch.errors import UserError, printable
@@ -120,8 +121,31 @@ def _clean_ratio(dim: int, hidden: int) -> float | int:
     raise ValueError(f"no ratio gives {hidden} of {dim}")
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out all that fills tensors with values.
+
+    On `meta` these run through Python decompositions, for which torch imports its compiler and
+    SymPy: 2 s and 200 MB for nothing.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func in (torch.randn, torch.rand):
+            return torch.empty(*args, **kwargs)
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+            return args[0] if args else kwargs["tensor"]
+        if name.strip("_") in ("mul", "rmul", "add", "radd", "sub", "rsub", "truediv", "div"):
+            tensor, other = args if isinstance(args[0], Tensor) else args[::-1]
+            if isinstance(other, (int, float)):
+                return torch.empty(tensor.shape)
+        return func(*args, **kwargs)
+
+
 def build_on_meta(network_g: Mapping[str, Any]) -> nn.Module:
     """Build a network without memory for its parameters, for their names and shapes."""
     options = dict(network_g)
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         return NETWORKS[options.pop("type")](**options)

@@ -16,15 +16,12 @@ from PIL import Image, ImageOps
 import esc_arch  # noqa: F401
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
-from esc_arch.inference.upscaler import (
-    Job,
-    Picture,
-    Upscaler,
-    encode_png,
-    plan_jobs,
-    read_picture,
-    run_job,
-)
+from esc_arch.inference.encoding import encode
+from esc_arch.inference.metadata import Metadata
+from esc_arch.inference.pictures import Picture, read_picture
+from esc_arch.inference.planning import Naming, plan_jobs
+from esc_arch.inference.upscaler import Upscaler
+from esc_arch.inference.work import Job, run_job
 from esc_arch.zoo import catalogue as checkpoints
 from esc_arch.zoo.identify import build_on_meta
 from esc_arch.zoo.loading import load_network
@@ -57,7 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upscaler(model: Path) -> Upscaler:
-    return Upscaler(load_network(model)[0], NETWORK["window_size"])
+    return Upscaler(*load_network(model))
 
 
 @pytest.fixture
@@ -136,7 +133,7 @@ def test_pictures_of_each_mode_come_out_as_the_nearest_plain_one(mode, folder, m
 
 def test_grey_is_the_mean_of_the_networks_three_channels(upscaler, crop):
     grey = crop[..., :1]
-    rgb = upscaler.upscale(
+    rgb = upscaler.upscale_tensor(
         torch.from_numpy(grey / 255).float().permute(2, 0, 1).expand(1, 3, -1, -1)
     )
     expected = (rgb.mean(1)[0] * 255).round().byte().numpy()
@@ -145,10 +142,15 @@ def test_grey_is_the_mean_of_the_networks_three_channels(upscaler, crop):
 
 def test_alpha_goes_through_the_network_and_leaves_the_colours_alone(upscaler, crop):
     rgba = with_alpha(crop)
+    rgba[..., 3] = np.maximum(rgba[..., 3], 1)
     result = upscaler.upscale_picture(Picture(rgba)).pixels
     assert np.array_equal(result[..., :3], upscaler.upscale_picture(Picture(crop)).pixels)
-    alpha = upscaler.upscale_picture(Picture(rgba[..., 3:])).pixels
-    assert np.array_equal(result[..., 3:], alpha)
+    alpha = upscaler.upscale_picture(Picture(rgba[..., 3:])).pixels[..., 0].astype(int)
+    # Within the nine values around.
+    around = np.pad(rgba[..., 3], 1, mode="edge")
+    nine = [around[i : i + 20, j : j + 30] for i in range(3) for j in range(3)]
+    smallest, largest = (np.kron(f(nine, axis=0), np.ones((2, 2), int)) for f in (np.min, np.max))
+    assert np.array_equal(result[..., 3], alpha.clip(smallest, largest))
 
 
 def test_an_alpha_that_is_the_same_everywhere_stays_so(upscaler, crop):
@@ -185,8 +187,8 @@ def test_pictures_are_upright(orientation, kind, folder, photographs):
 def test_the_colour_profile_is_kept(depth, folder, model, crop):
     Image.fromarray(crop).save("cat.png", icc_profile=ICC_RGB)
     if depth == np.uint16:
-        picture = Picture(crop.astype(np.uint16) * 257, ICC_RGB)
-        Path("cat.png").write_bytes(encode_png(picture))
+        picture = Picture(crop.astype(np.uint16) * 257, Metadata(ICC_RGB))
+        Path("cat.png").write_bytes(encode(picture))
     assert upscale("cat.png", "-o", "out", "--model", model) == 0
     result = read_picture(Path("out/cat.png"))
     assert result.icc_profile == ICC_RGB and result.pixels.dtype == depth
@@ -247,7 +249,8 @@ def test_a_bad_picture_is_one_line_and_the_others_go_on(folder, model, crop, cap
     Path("in/b.png").write_bytes(content[: len(content) // 2])
     Path("in/c.png").write_text("not a picture")
     cv2.imwrite("in/d.tif", crop.astype(np.float32))
-    Image.fromarray(crop).save("in/e.tif", save_all=True, append_images=[Image.fromarray(crop)])
+    Path("in/e.tif").write_bytes(content)
+    Path("in/e.tif").write_bytes(b"II*\0" + content)
     Image.fromarray(crop[..., 0].astype(np.int32)).save("in/f.tif")
     Path("in/g.jpg").touch()
     assert upscale("in", "none.png", "-o", "out", "--model", model) == 1
@@ -261,15 +264,39 @@ def test_a_bad_picture_is_one_line_and_the_others_go_on(folder, model, crop, cap
     assert captured.out.splitlines()[-1] == "2 upscaled, 0 kept, 7 failed"
 
 
-def test_existing_results_are_kept_unless_overwritten(folder, model, crop):
+def test_existing_results_are_kept_unless_overwritten(folder, model, crop, capsys):
     Image.fromarray(crop).save("a.png")
-    Path("out").mkdir()
-    Path("out/a.png").write_text("mine")
     assert upscale("a.png", "-o", "out", "--model", model) == 0
-    assert Path("out/a.png").read_text() == "mine"
+    mine = Image.new("RGB", (60, 40))
+    mine.save("out/a.png")
+    assert upscale("a.png", "-o", "out", "--model", model) == 0
+    assert "out/a.png: kept" in capsys.readouterr().out
+    assert Image.open("out/a.png").getextrema() == ((0, 0),) * 3
     assert upscale("a.png", "-o", "out", "--model", model, "--overwrite") == 0
-    assert Image.open("out/a.png").size == (60, 40)
+    assert Image.open("out/a.png").getextrema() != ((0, 0),) * 3
     assert [path.name for path in Path("out").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("what", ["newer source", "other size", "no picture", "empty", "half"])
+def test_a_result_of_something_else_is_done_anew_and_that_is_said(
+    what, folder, model, crop, capsys
+):
+    Image.fromarray(crop).save("a.png")
+    assert upscale("a.png", "-o", "out", "--model", model) == 0
+    expected = Path("out/a.png").read_bytes()
+    if what == "newer source":
+        Image.fromarray(crop[::-1]).save("a.png")
+        os.utime("out/a.png", (1, 1))
+    elif what == "other size":
+        Image.new("RGB", (30, 20)).save("out/a.png")
+    else:
+        content = {"no picture": b"mine", "empty": b"", "half": expected[:20]}[what]
+        Path("out/a.png").write_bytes(content)
+    capsys.readouterr()
+    assert upscale("a.png", "-o", "out", "--model", model) == 0
+    assert "out/a.png: done anew: " in capsys.readouterr().out
+    assert Image.open("out/a.png").size == (60, 40)
+    assert (Path("out/a.png").read_bytes() == expected) == (what != "newer source")
 
 
 def test_nothing_is_left_where_a_result_cannot_be_written(folder, upscaler, crop):
@@ -285,21 +312,25 @@ def test_a_single_picture_can_be_named(folder, model, crop):
     assert Image.open("sub/large.png").size == (60, 40)
 
 
-@pytest.mark.parametrize("out", ["large.jpg", "a.jpg", "large.png"])
+@pytest.mark.parametrize("out", ["a.jpg", "large.png", "x.gif", "x.AVIF"])
 def test_an_output_that_cannot_be_is_refused(out, folder, model, crop, capsys):
     Image.fromarray(crop).save("a.jpg")
     before = Path("a.jpg").read_bytes()
     assert upscale("a.jpg", "a.jpg", "-o", out, "--model", model) == 2
     assert capsys.readouterr().err.startswith(f"basicsr: error: -o {out}: ")
-    assert Path("a.jpg").read_bytes() == before
+    assert Path("a.jpg").read_bytes() == before and len(list(folder.iterdir())) == 1
 
 
 def test_two_pictures_with_one_result_are_told_apart(folder, crop):
     for name in ("a.png", "a.jpg"):
         Image.fromarray(crop).save(name)
-    jobs, problems = plan_jobs([Path("a.png"), Path("a.jpg")], Path("out"))
-    assert [job.source.name for job in jobs] == ["a.png"]
-    assert len(problems) == 1 and problems[0].startswith("a.jpg: its result out/a.png is also that")
+    inputs = [Path("a.png"), Path("a.jpg")]
+    plan = plan_jobs(inputs, Naming(Path("out")))
+    assert [job.source.name for job in plan.jobs] == ["a.png"]
+    assert len(plan.problems) == 1
+    assert plan.problems[0].startswith("a.jpg: its result out/a.png is also that")
+    plan = plan_jobs(inputs, Naming(Path("out"), keep_suffix=True))
+    assert [job.target.name for job in plan.jobs] == ["a.png.png", "a.jpg.png"]
 
 
 @pytest.mark.parametrize("out", [".", "in"])
@@ -338,10 +369,10 @@ def test_tiles_change_little_and_whole_windows_not_at_all(model, upscaler, photo
     network, pixels = upscaler.network, photographs["rocket"][100:164, 300:380]
     lq = torch.from_numpy(pixels / 255).float().permute(2, 0, 1)[None]
     whole = upscaler.upscale(lq)
-    tiled = Upscaler(network, 8, tile_size=24, tile_pad=16).upscale(lq)
+    tiled = Upscaler(network, NETWORK, tile=24, tile_pad=16).upscale(lq)
     assert tiled.shape == whole.shape
     assert 0 < (tiled - whole).abs().max() < 0.02
-    one_tile = Upscaler(network, 8, tile_size=100, tile_pad=0).upscale(lq)
+    one_tile = Upscaler(network, NETWORK, tile=100, tile_pad=0).upscale(lq)
     torch.testing.assert_close(one_tile, whole)
 
 

@@ -1,0 +1,266 @@
+"""Writing pictures: PNG, JPEG, WebP or TIFF, as a whole or from rows as they come."""
+
+import io
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from esc_arch.errors import UserError
+from esc_arch.inference.metadata import Metadata, resolution_chunk, upright_exif
+from esc_arch.inference.pictures import Picture, vips_or_none
+from esc_arch.inference.png_chunks import ChunkWriter, icc_chunk, stored_png
+
+# Format -> what its files end in; the first is what results get.
+SUFFIXES = {
+    "png": (".png",),
+    "jpeg": (".jpg", ".jpeg"),
+    "webp": (".webp",),
+    "tiff": (".tif", ".tiff"),
+}
+_LARGEST_SIDE = {"jpeg": 65535, "webp": 16383}
+# Rows that may wait for the encoder, in parts.
+_WAITING = 2
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How results are written.
+
+    Attributes:
+        format: A key of `SUFFIXES`.
+        quality: From 1 to 100, of JPEG and WebP; for WebP 100 is lossless.
+        strip: Whether to leave out all that does not say which colours the values mean.
+    """
+
+    format: str = "png"
+    quality: int | None = None
+    strip: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What the names of results end in."""
+        return SUFFIXES[self.format][0]
+
+    def check(self, width: int, height: int, channels: int, dtype: np.dtype) -> list[str]:
+        """Find out before anything is computed whether the format can hold a result.
+
+        Returns:
+            Lines on what will be lost.
+
+        Raises:
+            UserError: It cannot.
+        """
+        largest = _LARGEST_SIDE.get(self.format)
+        if largest is not None and max(width, height) > largest:
+            raise UserError(
+                f"{width} x {height} pixels do not fit {self.format.upper()} (at most {largest} a "
+                "side); --format png or tiff takes them"
+            )
+        if self.format == "jpeg" and channels in (2, 4):
+            raise UserError("JPEG has no transparency; --format png or webp has")
+        if self.format in ("jpeg", "webp") and dtype != np.uint8:
+            return [f"{self.format.upper()} has 8 bits a value: the 16 of this picture are rounded"]
+        return []
+
+
+def encode(picture: Picture, encoding: Encoding | None = None) -> bytes:
+    """The file of a picture: values, alpha, colour profile and metadata as they are."""
+    encoding = encoding or Encoding()
+    file = io.BytesIO()
+    height, width, channels = picture.pixels.shape
+    save_rows(file, [picture.pixels], (height, width, channels), picture.metadata, encoding)
+    return file.getvalue()
+
+
+def save_rows(
+    file: BinaryIO,
+    rows: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    metadata: Metadata,
+    encoding: Encoding,
+) -> None:
+    """Write a picture of which the rows come in parts, from top to bottom.
+
+    Args:
+        file: Where it goes; readable and seekable.
+        rows: Parts (h, W, C), uint8 or uint16. One part is taken as the whole picture.
+        shape: Height, width and channels of all.
+        metadata: What goes along.
+        encoding: How.
+
+    Raises:
+        OSError: It cannot be written.
+        UserError: Without libvips, what it is needed for.
+    """
+    height, width, channels = shape
+    metadata = metadata.stripped() if encoding.strip else metadata
+    parts = iter(rows)
+    first = next(parts)
+    vips = vips_or_none()
+    if vips is None:
+        from esc_arch.inference.plain_pictures import encode_plain
+
+        pixels = np.concatenate([first, *parts]) if len(first) < height else first
+        file.write(encode_plain(Picture(pixels, metadata), encoding.format, encoding.quality))
+        return
+    if len(first) == height:
+        image = vips.Image.new_from_memory(
+            np.ascontiguousarray(first).data, width, height, channels, _format(first)
+        )
+        _save(vips, image, file, metadata, encoding)
+    else:
+        _save_streamed(vips, file, _chain(first, parts), shape, metadata, encoding)
+
+
+def _chain(first: np.ndarray, parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    yield from parts
+
+
+def _format(pixels: np.ndarray) -> str:
+    return "uchar" if pixels.dtype == np.uint8 else "ushort"
+
+
+def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: Encoding) -> None:
+    """Encode an image into a file; errors in writing come out as they were raised."""
+    deep = image.format == "ushort"
+    spaces = ("grey16", "rgb16") if deep else ("b-w", "srgb")
+    image = image.copy(interpretation=spaces[image.bands > 2])
+    if deep and encoding.format in ("jpeg", "webp"):
+        image = (
+            (image / 257).rint().cast("uchar").copy(interpretation=("b-w", "srgb")[image.bands > 2])
+        )
+    exif = upright_exif(metadata.exif, image.width, image.height)
+    image.set_type(vips.GValue.gdouble_type, "xres", 1.0)
+    for name, blob in (("icc-profile-data", metadata.icc_profile), ("xmp-data", metadata.xmp)):
+        if blob is not None:
+            image.set_type(vips.GValue.blob_type, name, blob)
+    keep = ["icc", "xmp"]
+    if metadata.resolution is not None:
+        image = image.copy(xres=metadata.resolution[0], yres=metadata.resolution[1])
+        image.set_type(vips.GValue.gstr_type, "resolution-unit", "in")
+    writer: Any = file
+    if encoding.format == "png":
+        chunks = dict(metadata.colour_chunks)
+        if metadata.resolution is not None:
+            chunks[b"pHYs"] = resolution_chunk(metadata.resolution)
+        if exif is not None:
+            chunks[b"eXIf"] = exif
+        if metadata.icc_profile is not None:
+            chunks[b"iCCP"] = icc_chunk(metadata.icc_profile)
+        writer = ChunkWriter(file, chunks, dropped=(b"pHYs", b"eXIf", b"iCCP"))
+        # Paeth at level 6 makes files of the size of "all filters" in half the time.
+        options = {"compression": 6, "filter": "paeth"}
+    else:
+        if exif is not None:
+            image.set_type(vips.GValue.blob_type, "exif-data", b"Exif\0\0" + exif)
+        keep += ["exif"]
+        quality = encoding.quality or 95
+        options = {
+            "jpeg": {"Q": quality, "subsample_mode": "off" if quality >= 90 else "on"},
+            "webp": {"lossless": True} if encoding.quality in (None, 100) else {"Q": quality},
+            "tiff": {"compression": "deflate", "predictor": "horizontal", "resunit": "inch"},
+        }[encoding.format]
+    failures: list[BaseException] = []
+    target = _target(vips, writer, file, failures)
+    try:
+        flags = sum({"exif": 1, "xmp": 2, "icc": 8}[name] for name in keep)
+        getattr(image, f"{encoding.format}save_target")(target, keep=flags, **options)
+    except vips.Error as error:
+        if failures:
+            raise failures[0] from None
+        raise UserError(
+            f"cannot be encoded as {encoding.format.upper()}: {_reason(error)}"
+        ) from None
+
+
+def _target(vips: Any, writer: Any, file: BinaryIO, failures: list[BaseException]) -> Any:
+    """What libvips writes to; it only learns that writing failed, not why."""
+    target = vips.TargetCustom()
+
+    def guarded(do: Any, failed: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            try:
+                return do(*arguments)
+            except BaseException as error:
+                failures.append(error)
+                return failed
+
+        return call
+
+    def write(data: bytes) -> int:
+        writer.write(data)
+        return len(data)
+
+    target.on_write(guarded(write, -1))
+    # TIFF goes back to its header.
+    target.on_seek(guarded(file.seek, -1))
+    target.on_read(guarded(file.read, b""))
+    return target
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(getattr(error, "detail", error)).splitlines()]
+    return next((line for line in lines if line), "unknown reason")
+
+
+def _save_streamed(
+    vips: Any,
+    file: BinaryIO,
+    rows: Iterator[np.ndarray],
+    shape: tuple[int, int, int],
+    metadata: Metadata,
+    encoding: Encoding,
+) -> None:
+    """Encode in a thread of its own what this one computes, with few rows waiting in between."""
+    height, width, channels = shape
+    waiting: queue.Queue[bytes | None] = queue.Queue(_WAITING)
+    failures: list[BaseException] = []
+    buffered = bytearray()
+    ended = False
+
+    def read(size: int) -> bytes:
+        nonlocal ended
+        while len(buffered) < size and not ended:
+            part = waiting.get()
+            if part is None:
+                ended = True
+            else:
+                buffered.extend(part)
+        data = bytes(buffered[:size])
+        del buffered[:size]
+        return data
+
+    def consume() -> None:
+        try:
+            source = vips.SourceCustom()
+            source.on_read(read)
+            image = vips.Image.pngload_source(source, access="sequential", fail_on="error")
+            _save(vips, image, file, metadata, encoding)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=consume, name="encoder", daemon=True)
+    thread.start()
+
+    def put(part: bytes | None) -> None:
+        while thread.is_alive():
+            try:
+                return waiting.put(part, timeout=0.2)
+            except queue.Full:
+                continue
+
+    try:
+        for part in stored_png(width, height, channels, rows):
+            put(part)
+            if failures:
+                break
+    finally:
+        put(None)
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,87 @@
+"""What `Upscaler.upscale` takes beside tensors: arrays, Pillow images and paths."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from esc_arch.errors import UserError, printable
+from esc_arch.inference.pictures import Picture
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    from esc_arch.inference.upscaler import Upscaler, Watch
+
+
+def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter) -> np.ndarray:
+    """Upscale (H, W), (H, W, C) or (B, H, W, C); see `Upscaler.upscale`."""
+    if image.ndim not in (2, 3, 4) or 0 in image.shape:
+        raise UserError(f"an array of shape {image.shape}; (H, W), (H, W, C) or (B, H, W, C)")
+    channels = 1 if image.ndim == 2 else image.shape[-1]
+    if channels > 4:
+        raise UserError(f"an array of shape {image.shape} has {channels} channels; 1 to 4, last")
+    if image.ndim == 4:
+        return np.stack([upscale_array(upscaler, one, watch) for one in image])
+    if image.ndim == 2:
+        return upscale_array(upscaler, image[:, :, None], watch)[:, :, 0]
+    if image.dtype in (np.uint8, np.uint16):
+        return upscaler.upscale_picture(Picture(image), watch).pixels
+    if not np.issubdtype(image.dtype, np.floating):
+        raise UserError(f"an array of {image.dtype}; uint8, uint16 or floats in [0, 1]")
+    if channels in (2, 4):
+        raise UserError(f"an array of {image.dtype} with alpha; uint8 or uint16 may have alpha")
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise UserError(
+            f"an array of {image.dtype} from {image.min():g} to {image.max():g}; floats must lie "
+            "between 0 and 1"
+        )
+    lq = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return upscaler.upscale_tensor(lq, watch).numpy().transpose(1, 2, 0)
+
+
+def upscale_pillow(
+    upscaler: "Upscaler", image: "PIL.Image.Image", watch: "Watch" = iter
+) -> "PIL.Image.Image":
+    """Upscale a Pillow image; palettes become RGB, one bit becomes grey."""
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"a {type(image).__name__}; an array, a tensor, a Pillow image or a path is needed"
+        )
+    if image.mode == "I;16":
+        return Image.fromarray(upscale_array(upscaler, np.asarray(image), watch))
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise UserError(f"a Pillow image of mode {image.mode}; 8 or 16 bits a value are needed")
+    grey, alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
+    mode = {(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}[grey, alpha]
+    result = Image.fromarray(upscale_array(upscaler, np.asarray(image.convert(mode)), watch))
+    for key in ("icc_profile", "dpi"):
+        if key in image.info:
+            result.info[key] = image.info[key]
+    return result
+
+
+def upscale_path(
+    upscaler: "Upscaler",
+    path: str | Path,
+    watch: "Watch" = iter,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+) -> str | Path:
+    """Upscale a file into another; see `Upscaler.upscale`."""
+    from esc_arch.inference.encoding import SUFFIXES, Encoding
+    from esc_arch.inference.work import Job, run_job
+
+    source = Path(path)
+    target = Path(output or source.with_name(f"{source.stem}_x{upscaler.scale}.png"))
+    formats = [kind for kind, ends in SUFFIXES.items() if target.suffix.lower() in ends]
+    if not formats:
+        known = ", ".join(suffix for ends in SUFFIXES.values() for suffix in ends)
+        raise UserError(f"output {printable(target)}: must end in one of {known}")
+    if target.exists() and not overwrite:
+        raise UserError(f"{printable(target)}: exists; overwrite=True replaces it")
+    run_job(Job(source, target), upscaler, Encoding(formats[0]), watch=watch)
+    return type(path)(target)

@@ -1,0 +1,80 @@
+"""An upscaler from the name or the path of a checkpoint."""
+
+import os
+
+import torch
+
+from esc_arch.errors import UserError
+from esc_arch.inference.upscaler import Upscaler
+from esc_arch.zoo.catalogue import default_model
+from esc_arch.zoo.loading import build_network, read_checkpoint
+from esc_arch.zoo.local import resolve
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    name_or_path: str | os.PathLike | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tile: int | None = None,
+    *,
+    tile_pad: int | None = None,
+    scale: int | None = None,
+) -> Upscaler:
+    """Load a checkpoint, ready to upscale.
+
+    Args:
+        name_or_path: The name of a published or shipped checkpoint, or a file; None for the
+            weights that came with the package.
+        device: cpu, cuda, cuda:1, mps, ...; None for cuda if there is one.
+        dtype: What to compute in: float32 (exact, the default), bfloat16 or float16.
+        tile: Side of tiles in input pixels; 0 for whole pictures; None for tiles in large ones.
+        tile_pad: Margin of tiles in input pixels; None for two windows.
+        scale: How many times larger results shall be, where no checkpoint is named; of a named
+            one it must be the scale.
+
+    Raises:
+        UserError: One line: which value is wrong, and what would be right.
+    """
+    path = resolve(default_model(scale) if name_or_path is None else name_or_path)
+    device, dtype = _device(device), _dtype(dtype)
+    checkpoint = read_checkpoint(path)
+    network = build_network(checkpoint, device, dtype)
+    upscaler = Upscaler(network, checkpoint.network_g, tile, tile_pad, checkpoint.metadata)
+    if scale is not None and scale != upscaler.scale:
+        raise UserError(f"--scale {scale}: {path} upscales by {upscaler.scale}")
+    return upscaler
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        # Others either hold no values (meta) or belong to backends that are not installed.
+        if found.type in _devices() and torch.zeros(1, device=found).cpu().item() == 0:
+            return found
+        reason = f"{found.type} is none of this machine's"
+    except Exception as error:  # Each backend raises classes of its own.
+        reason = " ".join(str(error).split("\n")[0].split())[:200]
+    here = ", ".join(_devices())
+    raise UserError(f"--device {device}: cannot be used here: {reason}; there is: {here}")
+
+
+def _devices() -> list[str]:
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found += ["cuda"]
+    if torch.backends.mps.is_available():
+        found += ["mps"]
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        found += ["xpu"]
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"--dtype {dtype}: must be one of {', '.join(DTYPES)}")
+    return getattr(torch, name)

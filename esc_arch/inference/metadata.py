@@ -1,0 +1,79 @@
+"""What a picture carries beside its pixels, and what of it is kept in the upscaled one."""
+
+import struct
+import warnings
+from dataclasses import dataclass, field, replace
+
+_ORIENTATION, _PIXEL_WIDTH, _PIXEL_HEIGHT, _EXIF_FOLDER = 0x0112, 0xA002, 0xA003, 0x8769
+_PREFIX = b"Exif\0\0"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What goes along with pixels.
+
+    Attributes:
+        icc_profile: The colour profile that the values are meant in.
+        colour_chunks: PNG's other ways to say it, bodies by name.
+        exif: EXIF as it stands in the file, upright already.
+        xmp: XMP.
+        resolution: Pixels per millimetre, across and down, where the file says it.
+    """
+
+    icc_profile: bytes | None = None
+    colour_chunks: dict[bytes, bytes] = field(default_factory=dict)
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    resolution: tuple[float, float] | None = None
+
+    def stripped(self) -> "Metadata":
+        """Only what says which colours the values mean."""
+        return replace(self, exif=None, xmp=None, resolution=None)
+
+
+def resolution_chunk(resolution: tuple[float, float]) -> bytes:
+    """The body of PNG's pHYs."""
+    return struct.pack(">IIB", *(min(round(value * 1000), 2**31 - 1) for value in resolution), 1)
+
+
+def resolution_of_chunk(body: bytes) -> tuple[float, float] | None:
+    """What a pHYs says in pixels per millimetre; None where it only says how wide pixels are."""
+    if len(body) != 9 or body[8] != 1:
+        return None
+    across, down = struct.unpack(">II", body[:8])
+    return (across / 1000, down / 1000) if across and down else None
+
+
+def upright_exif(exif: bytes | None, width: int, height: int) -> bytes | None:
+    """EXIF for a picture that stands upright and has another size.
+
+    Args:
+        exif: As it stands in a file.
+        width: Of the new picture.
+        height: Of the new picture.
+
+    Returns:
+        The same with orientation 1, the new size where the old one stood, and no thumbnail, which
+        shows the old picture; None where it cannot be understood.
+    """
+    if exif is None:
+        return None
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = Image.Exif()
+            tags.load(exif if exif.startswith(_PREFIX) else _PREFIX + exif)
+            if not len(tags):
+                return None
+            if _ORIENTATION in tags:
+                tags[_ORIENTATION] = 1
+            folder = tags.get_ifd(_EXIF_FOLDER)
+            for tag, value in ((_PIXEL_WIDTH, width), (_PIXEL_HEIGHT, height)):
+                if tag in folder:
+                    folder[tag] = value
+            return tags.tobytes().removeprefix(_PREFIX)
+    except Exception:
+        # Pillow raises a different class for each kind of damage; metadata never decides.
+        return None

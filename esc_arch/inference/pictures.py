@@ -1,0 +1,330 @@
+"""Reading and writing pictures of the usual kinds, by libvips: as a whole or row by row."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from esc_arch.errors import UserError, printable
+from esc_arch.inference.metadata import Metadata, resolution_of_chunk
+from esc_arch.inference.png_chunks import COLOUR_CHUNKS, SIGNATURE, icc_profile, read_chunks
+
+# What names of pictures end in.
+PICTURE_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in ("png", "jpg", "jpeg", "jpe", "jfif", "jif", "webp", "tif", "tiff", "bmp", "dib")
+)
+KINDS = "PNG, JPEG, WebP, TIFF or BMP"
+_SAVE_AS = "save it as PNG or TIFF with 8 or 16 bits a value"
+_FLOATS = ("float", "double")
+
+
+@dataclass
+class Picture:
+    """A picture in memory.
+
+    Attributes:
+        pixels: (H, W, C) uint8 or uint16; grey, grey with alpha, RGB or RGBA.
+        metadata: What goes along with them.
+    """
+
+    pixels: np.ndarray
+    metadata: Metadata = field(default_factory=Metadata)
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The colour profile that the values are meant in, if the file names one."""
+        return self.metadata.icc_profile
+
+
+@dataclass
+class Source:
+    """An opened picture, upright, in 8 or 16 bits, grey or RGB, with or without alpha.
+
+    Attributes:
+        path: The file.
+        width: Pixels across.
+        height: Pixels down.
+        channels: 1 to 4.
+        dtype: uint8 or uint16.
+        metadata: What goes along with the pixels.
+        notes: Lines to tell the user.
+        open_rows: Starts anew and returns a function that gives the next so many rows.
+    """
+
+    path: Path
+    width: int
+    height: int
+    channels: int
+    dtype: np.dtype
+    metadata: Metadata
+    notes: list[str]
+    open_rows: Callable[[], Callable[[int], np.ndarray]]
+
+    def read(self) -> Picture:
+        """All of it.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        return Picture(self.open_rows()(self.height), self.metadata)
+
+
+def read_picture(path: str | os.PathLike, page: int | None = None) -> Picture:
+    """Read a PNG, JPEG, WebP, TIFF or BMP, upright as its EXIF orientation says.
+
+    Args:
+        path: The file; what it holds counts, not its name.
+        page: Which page of several, from 1; the first by default.
+
+    Raises:
+        UserError: One line: missing, not a whole picture, or of a kind that cannot be upscaled.
+    """
+    return open_picture(path, page).read()
+
+
+def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
+    """As `read_picture`, but only the header is read now."""
+    path = Path(path)
+    with _open_regular(path) as file:
+        kind = _sniff(file.read(16))
+        if kind is None:
+            raise UserError(f"{printable(path)}: not a picture that can be read ({KINDS})")
+        if kind != "bmp" and (vips := vips_or_none()) is not None:
+            return _open_vips(vips, path, file, kind, page)
+    from esc_arch.inference.plain_pictures import open_plain
+
+    return open_plain(path, kind, page)
+
+
+def vips_or_none() -> Any:
+    """The library, or None where there is none for this machine."""
+    os.environ.setdefault("VIPS_WARNING", "1")  # Warnings about metadata, which never decides.
+    try:
+        import pyvips
+    except Exception:  # ImportError, or OSError where only its own half is installed.
+        return None
+    return pyvips
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a file, but no pipe or device, which may never end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _binary())
+    except OSError as error:
+        raise UserError(f"{printable(path)}: {error.strerror}") from None
+    file = os.fdopen(descriptor, "rb")
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise UserError(f"{printable(path)}: is {kind}; a picture is needed")
+    return file
+
+
+def _binary() -> int:
+    return getattr(os, "O_BINARY", 0)
+
+
+def _sniff(head: bytes) -> str | None:
+    if head.startswith(SIGNATURE):
+        return "png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    return "bmp" if head[:2] == b"BM" else None
+
+
+def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | None) -> Source:
+    notes: list[str] = []
+    chunks = read_chunks(file) if kind == "png" else {}
+    options: dict[str, Any] = {"fail_on": "error"}
+    try:
+        image = _load(vips, path, kind, options)
+        number = _choose_page(path, image, kind, page, notes, b"acTL" in chunks)
+        if number is not None:
+            options["page"] = number
+            image = _load(vips, path, kind, options)
+        turned = image.get_typeof("orientation") and image.get("orientation") > 4
+        metadata = _metadata(image, chunks)
+        convert, metadata = _conversion(path, image, metadata, notes)
+        upright = convert(image.autorot())
+        dtype = np.dtype({"uchar": np.uint8, "ushort": np.uint16}[upright.format])
+        width, height, channels = upright.width, upright.height, upright.bands
+    except vips.Error as error:
+        raise _damaged(path, error) from None
+
+    def open_rows() -> Callable[[int], np.ndarray]:
+        # Turning needs all of a picture; libvips then keeps large ones on disk.
+        access = "random" if turned else "sequential"
+        try:
+            fresh = convert(_load(vips, path, kind, {**options, "access": access}).autorot())
+            region = vips.Region.new(fresh)
+        except vips.Error as error:
+            raise _damaged(path, error) from None
+        done = 0
+
+        def rows(count: int) -> np.ndarray:
+            nonlocal done
+            try:
+                if done == 0 and count == height:
+                    content = fresh.write_to_memory()
+                else:
+                    content = region.fetch(0, done, width, count)
+            except vips.Error as error:
+                raise _damaged(path, error) from None
+            done += count
+            return np.frombuffer(content, dtype).reshape(count, width, channels)
+
+        return rows
+
+    return Source(path, width, height, channels, dtype, metadata, notes, open_rows)
+
+
+def _load(vips: Any, path: Path, kind: str, options: dict[str, Any]) -> Any:
+    # By a descriptor, since a name may be bytes that are no text.
+    with _open_regular(path) as file:
+        source = vips.Source.new_from_descriptor(file.fileno())
+    return getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
+
+
+def _choose_page(
+    path: Path, image: Any, kind: str, page: int | None, notes: list[str], animated: bool
+) -> int | None:
+    """The page to take where it is not the first, and a note where others are left out."""
+    pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
+    full = list(range(pages))
+    if kind == "tiff" and pages > 1:
+        full = _full_pages(path, pages)
+    if page is not None and not 1 <= page <= len(full):
+        raise UserError(f"{printable(path)}: --page {page}: it has {len(full)}")
+    if len(full) > 1 and page is None:
+        what = "page 1" if kind == "tiff" else "the first frame"
+        more = "; --page N takes another" if kind == "tiff" else ""
+        notes.append(f"{printable(path)}: {what} of {len(full)} is upscaled{more}")
+    elif animated:
+        notes.append(f"{printable(path)}: an animation, of which the first frame is upscaled")
+    chosen = full[0 if page is None else page - 1]
+    return chosen or None
+
+
+def _full_pages(path: Path, pages: int) -> list[int]:
+    """Those pages of a TIFF that are no smaller versions (thumbnails) and no masks of others."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            full = []
+            for number in range(pages):
+                image.seek(number)
+                if not image.tag_v2.get(254, 0) & 0b101:
+                    full.append(number)
+    except Exception:
+        # Pillow knows fewer kinds; then every page counts.
+        return list(range(pages))
+    return full or [0]
+
+
+def _metadata(image: Any, chunks: dict[bytes, bytes]) -> Metadata:
+    def blob(name: str) -> bytes | None:
+        return bytes(image.get(name)) if image.get_typeof(name) else None
+
+    resolution = None
+    if b"pHYs" in chunks:
+        resolution = resolution_of_chunk(chunks[b"pHYs"])
+    elif image.get_typeof("resolution-unit"):
+        resolution = (image.xres, image.yres)
+    profile = icc_profile(chunks[b"iCCP"]) if b"iCCP" in chunks else blob("icc-profile-data")
+    return Metadata(
+        profile,
+        {name: chunks[name] for name in COLOUR_CHUNKS if name in chunks},
+        chunks.get(b"eXIf") or blob("exif-data"),
+        blob("xmp-data"),
+        resolution,
+    )
+
+
+def _conversion(
+    path: Path, image: Any, metadata: Metadata, notes: list[str]
+) -> tuple[Callable[[Any], Any], Metadata]:
+    """What makes a picture one of 8 or 16 bits in grey or RGB, and what then goes along."""
+    shown = printable(path)
+    kind, values = image.interpretation, image.format
+    plain = Metadata(None, {}, metadata.exif, metadata.xmp, metadata.resolution)
+    if kind in ("cmyk", "lab", "labs"):
+        depth = 8 if values == "uchar" else 16
+        with_profile = metadata.icc_profile is not None
+        how = "its profile" if with_profile else "a usual profile, since it names none"
+        if kind != "cmyk":
+            how = "its definition"
+        notes.append(f"{shown}: {kind.upper().rstrip('S')}, converted to sRGB by {how}")
+        return lambda image: _to_srgb(image, kind, depth), plain
+    if image.bands > (2 if kind in ("b-w", "grey16") else 4):
+        raise UserError(
+            f"{shown}: has {image.bands} channels; grey or RGB is needed, with or without alpha"
+        )
+    if values in _FLOATS:
+        _check_range(shown, image)
+        notes.append(f"{shown}: floats from 0 to 1, upscaled as 16 bits")
+        space = "grey16" if image.bands < 3 else "rgb16"
+        return lambda image: (image * 65535).rint().cast("ushort").copy(interpretation=space), plain
+    if values not in ("uchar", "ushort"):
+        bits, signed = {
+            "char": (8, "signed"),
+            "short": (16, "signed"),
+            "int": (32, "signed"),
+            "uint": (32, "unsigned"),
+        }.get(values, (0, values))
+        what = f"{bits}-bit {signed} numbers" if bits else f"{signed} numbers"
+        raise UserError(f"{shown}: its values are {what}; {_SAVE_AS}")
+    space = b"GRAY" if image.bands < 3 else b"RGB "
+    if metadata.icc_profile is not None and metadata.icc_profile[16:20] != space:
+        metadata = Metadata(
+            None, metadata.colour_chunks, metadata.exif, metadata.xmp, metadata.resolution
+        )
+    return lambda image: image, metadata
+
+
+def _to_srgb(image: Any, kind: str, depth: int) -> Any:
+    if kind != "cmyk":
+        return image.colourspace("srgb" if depth == 8 else "rgb16")
+    alpha = image[4:] if image.bands > 4 else None
+    colours = image.extract_band(0, n=4).icc_transform(
+        "srgb", embedded=True, input_profile="cmyk", intent="relative", depth=depth
+    )
+    return colours if alpha is None else colours.bandjoin(alpha)
+
+
+def _check_range(shown: str, image: Any) -> None:
+    statistics = image.stats().numpy()
+    smallest, largest, total = statistics[0, 0], statistics[0, 1], statistics[0, 2]
+    if not np.isfinite(total) or smallest < 0 or largest > 1:
+        raise UserError(
+            f"{shown}: its values are floats from {smallest:g} to {largest:g}; those of a picture "
+            f"lie between 0 and 1: scale them, or {_SAVE_AS}"
+        )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    lines = [line.strip() for line in str(getattr(error, "detail", error)).splitlines()]
+    reason = next((line for line in lines if line), "") or "cannot be decoded"
+    return UserError(f"{printable(path)}: damaged, or not a picture: {printable(reason)}")
+
+
+def iterate_rows(source: Source, at_once: int) -> Iterator[np.ndarray]:
+    """All rows of a picture, in parts.
+
+    Args:
+        source: The picture.
+        at_once: Rows of a part.
+    """
+    rows = source.open_rows()
+    for start in range(0, source.height, at_once):
+        yield rows(min(at_once, source.height - start))

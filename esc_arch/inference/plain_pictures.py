@@ -1,0 +1,105 @@
+"""Reading and writing the plainest pictures by Pillow: BMP, and where libvips is missing."""
+
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from esc_arch.errors import UserError, printable
+from esc_arch.inference.metadata import Metadata
+from esc_arch.inference.pictures import Picture, Source
+
+_told = False
+
+
+def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
+    """As `pictures.open_picture`, of 8-bit PNG, JPEG, WebP and BMP only.
+
+    Raises:
+        UserError: One line; another kind says that libvips is what reads it.
+    """
+    from PIL import Image, ImageOps
+
+    if kind != "bmp":
+        _tell_once()
+    shown = printable(path)
+    if kind == "tiff" or page not in (None, 1):
+        raise UserError(f"{shown}: needs libvips, which is not installed; {_INSTALL}")
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=[kind.upper()]) as image:
+            warnings.simplefilter("ignore")
+            mode = image.mode
+            if mode in ("I", "F") or mode.startswith("I;") or _is_deep_png(path, kind):
+                raise UserError(f"{shown}: 16 bits a value need libvips; {_INSTALL}")
+            profile, exif = image.info.get("icc_profile"), image.info.get("exif")
+            grey = mode in ("1", "L", "LA", "La")
+            alpha = image.has_transparency_data
+            image = ImageOps.exif_transpose(image)
+            modes = {(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}
+            pixels = np.asarray(image.convert(modes[grey, alpha]))
+    except UserError:
+        raise
+    except Exception as error:
+        # Pillow raises a different class for each kind of damage in each format.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{shown}: damaged, or not a picture: {printable(reason)}") from None
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if profile is not None and profile[16:20] != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
+        profile = None
+    height, width, channels = pixels.shape
+
+    def open_rows() -> Callable[[int], np.ndarray]:
+        done = 0
+
+        def rows(count: int) -> np.ndarray:
+            nonlocal done
+            done += count
+            return pixels[done - count : done]
+
+        return rows
+
+    metadata = Metadata(profile, exif=exif)
+    return Source(path, width, height, channels, pixels.dtype, metadata, [], open_rows)
+
+
+def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:
+    """The file of a picture of 8 bits.
+
+    Raises:
+        UserError: It has 16 bits, or the format is TIFF.
+    """
+    from PIL import Image
+
+    if picture.pixels.dtype != np.uint8 or kind == "tiff":
+        raise UserError(f"16 bits a value and TIFF need libvips; {_INSTALL}")
+    pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
+    options = {"icc_profile": picture.metadata.icc_profile}
+    if quality is not None:
+        options["quality"] = quality
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind.upper(), **options)
+    return buffer.getvalue()
+
+
+_INSTALL = "install it with: pip install 'pyvips[binary]'"
+
+
+def _is_deep_png(path: Path, kind: str) -> bool:
+    if kind != "png":
+        return False
+    with open(path, "rb") as file:
+        return file.read(25)[24:] == b"\x10"
+
+
+def _tell_once() -> None:
+    global _told
+    if not _told:
+        print(
+            "basicsr: libvips is not installed, so only PNG, JPEG, WebP and BMP of 8 bits are "
+            f"read; {_INSTALL}",
+            file=sys.stderr,
+        )
+    _told = True

@@ -1,0 +1,250 @@
+"""Which pictures there are to upscale, and where the result of each goes."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from esc_arch.errors import UserError, printable
+from esc_arch.inference.encoding import SUFFIXES, Encoding
+from esc_arch.inference.pictures import PICTURE_SUFFIXES, open_picture
+from esc_arch.inference.work import Job
+from esc_arch.zoo.store import sweep
+
+# Names that somebody means as a picture's, though results cannot be written so.
+_OTHER_FORMATS = frozenset(
+    ".avif .bmp .dib .dng .eps .exr .gif .hdr .heic .heif .ico .jfif .jif .jpe .jp2 .jxl .pbm .pdf "
+    ".pgm .pnm .ppm .psd .qoi .raw .svg .tga".split()
+)
+
+
+@dataclass
+class Plan:
+    """What there is to do.
+
+    Attributes:
+        jobs: The pictures.
+        problems: A line for each input that cannot be done.
+        notes: Lines on what is left out.
+        folder: Where results go.
+        encoding: How they are written.
+    """
+
+    folder: Path
+    encoding: Encoding
+    jobs: list[Job] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How results are called.
+
+    Attributes:
+        out: The folder for them, or the file for one picture.
+        format: A key of `SUFFIXES`; None for what `out` says, or PNG.
+        suffix: What is put behind the name, such as `_x2`.
+        keep_suffix: Whether the source's suffix stays in the name, as in `photo.jpg.png`.
+    """
+
+    out: Path
+    format: str | None = None
+    suffix: str = ""
+    keep_suffix: bool = False
+
+    def result(self, source: Path, ending: str) -> str:
+        """The name of a picture's result."""
+        stem = source.name if self.keep_suffix else source.stem
+        return f"{stem}{self.suffix}{ending}"
+
+
+def plan_jobs(
+    inputs: Iterable[Path], naming: Naming, quality: int | None = None, strip: bool = False
+) -> Plan:
+    """Decide where the result of each picture goes.
+
+    A file's goes to `OUT/STEM.png`, or to OUT itself if that ends as a picture does and there is
+    only this one. A folder's go below OUT as they lie in the folder, and if it is not the only
+    input, below `OUT/FOLDER`. Files of other suffixes in folders, and hidden ones, are no pictures;
+    links to folders are not followed; results of an earlier run, below OUT, are not taken again.
+
+    Args:
+        inputs: Files and folders.
+        naming: Where results go and how they are called.
+        quality: As of `Encoding`.
+        strip: As of `Encoding`.
+
+    Raises:
+        UserError: OUT cannot be what it is.
+    """
+    inputs = list(inputs)
+    single, kind = _single(inputs, naming)
+    encoding = Encoding(kind, quality, strip)
+    plan = Plan(naming.out.parent if single else naming.out, encoding)
+    for path in inputs:
+        if os.path.isdir(path):
+            _plan_folder(plan, path, len(inputs) == 1, naming)
+        else:
+            plan.jobs.append(
+                Job(path, single or plan.folder / naming.result(path, encoding.suffix))
+            )
+    plan.jobs = _without_collisions(plan)
+    return plan
+
+
+def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
+    """The one file that results go to, if they do, and the format."""
+    out, suffix = naming.out, naming.out.suffix.lower()
+    shown = printable(out)
+    formats = [kind for kind, ends in SUFFIXES.items() if suffix in ends]
+    known = ", ".join(ending for ends in SUFFIXES.values() for ending in ends)
+    if out.is_dir():
+        return None, naming.format or "png"
+    if not formats:
+        if suffix in _OTHER_FORMATS:
+            raise UserError(f"-o {shown}: results cannot be {suffix}; {known} can be written")
+        if os.path.lexists(out):
+            raise UserError(f"-o {shown}: is a file; a folder is needed")
+        return None, naming.format or "png"
+    if len(inputs) != 1 or os.path.isdir(inputs[0]):
+        raise UserError(f"-o {shown}: is a file; for several pictures a folder is needed")
+    if naming.format not in (None, formats[0]):
+        raise UserError(f"-o {shown}: is no {naming.format.upper()}, which --format asks for")
+    return out, formats[0]
+
+
+def _plan_folder(plan: Plan, folder: Path, alone: bool, naming: Naming) -> None:
+    target_folder = plan.folder if alone else plan.folder / folder.resolve().name
+    found, others = _pictures_below(plan, folder)
+    if not found and not plan.problems:
+        plan.problems.append(f"{printable(folder)}: no pictures in this folder")
+    if others:
+        files = "file" if others == 1 else "files"
+        plan.notes.append(f"{printable(folder)}: {others} {files} of other kinds left out")
+    jobs = []
+    for file in found:
+        relative = file.relative_to(folder)
+        name = naming.result(file, plan.encoding.suffix)
+        jobs.append(Job(file, target_folder / relative.with_name(name)))
+    if naming.suffix:
+        # With results beside their sources, those of an earlier run are no sources.
+        results = {_resolve(job.target) for job in jobs}
+        jobs = [job for job in jobs if _resolve(job.source) not in results]
+    plan.jobs += jobs
+
+
+def _pictures_below(plan: Plan, folder: Path) -> tuple[list[Path], int]:
+    found, others = [], 0
+
+    def fail(error: OSError) -> None:
+        where = printable(error.filename or folder)
+        plan.problems.append(f"{where}: cannot be listed: {error.strerror}")
+
+    out = plan.folder.resolve()
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        here = Path(parent)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and _resolve(here / name) != out
+        )
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+                others += 1
+            elif (problem := _not_regular(here / name)) is not None:
+                plan.problems.append(problem)
+            else:
+                found.append(here / name)
+    return found, others
+
+
+def _not_regular(path: Path) -> str | None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return f"{printable(path)}: {error.strerror}"
+    return None if stat.S_ISREG(mode) else f"{printable(path)}: is a pipe or a device; left out"
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # A circle of links.
+        return path.absolute()
+
+
+def _without_collisions(plan: Plan) -> list[Job]:
+    """The jobs whose targets are below OUT, and neither another's target nor anyone's source."""
+    sources = {_resolve(job.source) for job in plan.jobs}
+    root = _resolve(plan.folder)
+    taken: dict[Path, Path] = {}
+    kept = []
+    for job in plan.jobs:
+        # A link within OUT could lead elsewhere. The last part of the path is replaced, not
+        # followed.
+        target = _resolve(job.target.parent) / job.target.name
+        source, shown = printable(job.source), printable(job.target)
+        if root not in target.parents:
+            problem = f"{source}: its result {shown} would lie outside {printable(plan.folder)}"
+        elif target in sources:
+            problem = f"{source}: its result would replace the picture {shown}"
+        elif target in taken:
+            other = printable(taken[target])
+            problem = (
+                f"{source}: its result {shown} is also that of {other}; rename one, or use "
+                "--keep-suffix"
+            )
+        else:
+            taken[target] = job.source
+            kept.append(job)
+            continue
+        plan.problems.append(problem)
+    return kept
+
+
+def shard(jobs: list[Job], number: int, count: int) -> list[Job]:
+    """Every `count`-th job from the `number`-th (from 1) on: all shards together are all jobs."""
+    return jobs[number - 1 :: count]
+
+
+def why_redone(job: Job, scale: int, page: int | None = None) -> str | None:
+    """Why a result that is there is not of this source, or None where it is.
+
+    Raises:
+        UserError: The source cannot be opened, or a folder has the result's name.
+    """
+    source = open_picture(job.source, page)
+    if job.target.is_dir():
+        raise UserError(
+            f"{printable(job.source)}: its result cannot be written: {printable(job.target)} is a "
+            "folder"
+        )
+    try:
+        result = open_picture(job.target)
+    except UserError:
+        return "what is there is no whole picture"
+    if (result.width, result.height) != (source.width * scale, source.height * scale):
+        return f"what is there has {result.width} x {result.height} pixels"
+    if os.stat(job.source).st_mtime > os.stat(job.target).st_mtime:
+        return "the source is newer"
+    return None
+
+
+def check_writable(plan: Plan) -> None:
+    """Make the folder for the results, and find out now whether anything can be written there.
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=plan.folder, prefix=".esc-").close()
+        for folder in {job.target.parent for job in plan.jobs}:
+            sweep(folder)
+    except OSError as error:
+        raise UserError(
+            f"-o {printable(plan.folder)}: cannot be written to: {error.strerror or error}"
+        ) from None

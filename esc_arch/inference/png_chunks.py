@@ -1,0 +1,134 @@
+"""The chunks of PNG files: what a picture library does not carry from one file to another."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What the numbers of a picture mean on a screen; they stay with the numbers.
+COLOUR_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
+_WANTED = (*COLOUR_CHUNKS, b"iCCP", b"pHYs", b"eXIf", b"acTL")
+_LARGEST = 1 << 24
+
+
+def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
+    """The chunks that say something of the whole picture, from the start of a PNG file.
+
+    A chunk with a wrong checksum counts as absent: metadata never decides whether a picture is
+    taken.
+
+    Args:
+        file: At its start, seekable.
+
+    Returns:
+        The bodies by name.
+    """
+    found: dict[bytes, bytes] = {}
+    file.seek(len(SIGNATURE))
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"IEND":
+            break
+        if name in _WANTED and length <= _LARGEST:
+            body, crc = file.read(length), file.read(4)
+            if crc == struct.pack(">I", zlib.crc32(name + body)):
+                found.setdefault(name, body)
+        else:
+            file.seek(length + 4, 1)
+    file.seek(0)
+    return found
+
+
+def icc_profile(body: bytes) -> bytes | None:
+    """The profile in an iCCP chunk, also one that libpng would leave out as malformed."""
+    _, _, rest = body.partition(b"\0")
+    try:
+        return zlib.decompressobj().decompress(rest[1:], _LARGEST) or None
+    except zlib.error:
+        return None
+
+
+def icc_chunk(profile: bytes) -> bytes:
+    """The body of an iCCP chunk."""
+    return b"ICC Profile\0\0" + zlib.compress(profile)
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk as it stands in a file."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+class ChunkWriter:
+    """Passes a PNG stream on, with chunks of its own in place of those of the same name.
+
+    Args:
+        file: Where it goes.
+        chunks: Bodies by name, to stand right after the header.
+        dropped: Names of chunks to leave out beside those.
+    """
+
+    def __init__(self, file: BinaryIO, chunks: dict[bytes, bytes], dropped: tuple[bytes, ...]):
+        self.file = file
+        self.chunks = chunks
+        self.dropped = {*dropped, *chunks}
+        self._waiting: bytearray | None = bytearray()
+
+    def write(self, data: bytes) -> int:
+        """Take the next part of the stream; returns its length."""
+        if self._waiting is None:
+            self.file.write(data)
+        else:
+            self._waiting += data
+            self._head()
+        return len(data)
+
+    def _head(self) -> None:
+        """Once the stream has come to its pixels, write all before them."""
+        data, kept, place = self._waiting, bytearray(SIGNATURE), len(SIGNATURE)
+        while len(data) >= place + 8:
+            length, name = struct.unpack_from(">I4s", data, place)
+            if name == b"IDAT":
+                self.file.write(bytes(kept) + data[place:])
+                self._waiting = None
+                return
+            end = place + 12 + length
+            if name not in self.dropped:
+                kept += data[place:end]
+            if name == b"IHDR":
+                for own, body in self.chunks.items():
+                    kept += chunk(own, body)
+            place = end
+
+
+def stored_png(
+    width: int, height: int, channels: int, rows: Iterator[np.ndarray]
+) -> Iterator[bytes]:
+    """A PNG file without compression, part by part: how rows reach a library that pulls.
+
+    Args:
+        width: Of the picture.
+        height: Of the picture.
+        channels: 1 to 4: grey, grey with alpha, RGB, RGBA.
+        rows: The rows from top to bottom in parts (h, W, C), uint8 or uint16.
+
+    Yields:
+        The file.
+    """
+    stream = zlib.compressobj(0)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    started = False
+    for part in rows:
+        depth = 8 * part.dtype.itemsize
+        if not started:
+            started = True
+            header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+            yield SIGNATURE + chunk(b"IHDR", header)
+        big_endian = np.ascontiguousarray(part.astype(f">u{part.dtype.itemsize}", copy=False))
+        lines = np.zeros((len(part), 1 + width * channels * part.dtype.itemsize), np.uint8)
+        lines[:, 1:] = big_endian.reshape(len(part), -1).view(np.uint8)
+        if compressed := stream.compress(lines.tobytes()):
+            yield chunk(b"IDAT", compressed)
+    yield chunk(b"IDAT", stream.flush()) + chunk(b"IEND", b"")

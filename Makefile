@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # would let setuptools fetch one.
 INSTALL := $(BIN)/python -m pip install --no-build-isolation --use-pep517
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/basicsr demo
@@ -20,6 +20,11 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Into site/, which opens from disk; a warning is an error.
+docs: $(VENV)/.installed
+	$(INSTALL) --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

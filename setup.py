@@ -74,6 +74,7 @@ setup(
     ],
     extras_require={
         "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "docs": ["mkdocs-material"],
         "flash": ["flash-attn"],
         "bench": ["spandrel", "spandrel-extra-arches"],
     },

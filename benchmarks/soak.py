@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import random
 import re
 import shlex
@@ -33,6 +32,7 @@ import yaml
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 from esc_arch.errors import UserError
+from esc_arch.study.speed.report import describe
 from esc_arch.zoo.store import load_state
 
 NAME = "soak"
@@ -329,17 +329,6 @@ def soak(folder: Path, kills: int, iterations: int, seed: int) -> dict[str, Any]
     }
 
 
-def hardware() -> str:
-    """The processor, its cores, and the versions that matter."""
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    processor = found[1] if found else platform.processor() or platform.machine()
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{processor}, {os.cpu_count()} cores, {platform.system()}, {versions}"
-
-
 def main() -> int:
     """Run the soak and print its report.
 
@@ -356,13 +345,15 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         figures = soak(Path(folder).resolve(), args.kills, args.iterations, args.seed)
+    on = describe("cpu")["environment"]
+    hardware = f"{on['cpu']}, {on['cores']} cores, Python {on['python']}, torch {torch.__version__}"
     passed = figures["kills"] == args.kills and not figures["unreadable"] + figures["different"]
     print("# Soak: a training under `kill -9`\n")
     print(
         f"`OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python "
         f"{shlex.join(['benchmarks/soak.py', *sys.argv[1:]])}`\n"
     )
-    print(f"{hardware()}; {time.strftime('%Y-%m-%d')}; {time.monotonic() - began:.0f} s\n")
+    print(f"{hardware}; {time.strftime('%Y-%m-%d')}; {time.monotonic() - began:.0f} s\n")
     for name, value in figures.items():
         shown = ", ".join(value) or "none" if isinstance(value, list) else value
         print(f"- {name}: {shown}")

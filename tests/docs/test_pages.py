@@ -1,6 +1,7 @@
 """What README and docs/ tell users to type is what the package takes, and the main of it runs."""
 
 import functools
+import os
 import re
 import shlex
 import subprocess
@@ -145,7 +146,12 @@ def folder(tmp_path_factory, photographs):
 def run(words, folder):
     command = {"basicsr": [sys.executable, "-m", "esc_arch.cli"], "python": [sys.executable]}
     return subprocess.run(
-        [*command[words[0]], *words[1:]], cwd=folder, capture_output=True, text=True, timeout=600
+        [*command[words[0]], *words[1:]],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
 
 

@@ -1,25 +1,8 @@
-"""The demo's data, from the photographs that the scikit-image package carries with it."""
+"""`basicsr prepare demo`, for those who work in a clone of the repository."""
 
-import argparse
 import sys
-from pathlib import Path
 
-import script
-
-from esc_arch.prepare.demo import prepare_demo
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("datasets/demo"), help="default: %(default)s"
-    )
-    return parser
-
-
-def run(arguments: argparse.Namespace) -> None:
-    prepare_demo(arguments.out)
-
+from esc_arch.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(script.main(build_parser(), run))
+    sys.exit(main(["prepare", "demo", *sys.argv[1:]]))

@@ -8,31 +8,59 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("esc_arch", "esc_arch.cli", "esc_arch.prepare")
+SUFFIX = ".pyd" if os.name == "nt" else ".so"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel, built as pip does without isolation, from a copy in which nothing is built."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the package is built from, in which nothing is built."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
-    for name in (*PACKAGES, "options"):
-        shutil.copytree(
-            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
-        )
-    build = "import setuptools.build_meta as backend; print(backend.build_wheel('.'))"
+    for name in ("esc_arch", "options"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    # What an editor or a system leaves lying about.
+    (source / "esc_arch" / "zoo" / "weights" / "notes.txt").write_text("stray")
+    (source / "esc_arch" / ".DS_Store").write_text("stray")
+    return source
+
+
+def build(source: Path, kind: str, compiler: str = "false") -> Path:
+    """Build a wheel or an sdist as pip does without isolation, by default without the kernels."""
+    code = f"import setuptools.build_meta as backend; print(backend.build_{kind}('.'))"
     result = subprocess.run(
-        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=source,
+        env={**os.environ, "CC": compiler, "CXX": compiler},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
-    return zipfile.ZipFile(source / result.stdout.splitlines()[-1])
+    return source / result.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build(source, "wheel"))
+
+
+@pytest.fixture(scope="module")
+def compiled(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the wheel with the kernels in it."""
+    folder = tmp_path_factory.mktemp("compiled") / "source"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("build", "*.egg-info", "*.whl"))
+    return build(folder, "wheel", "g++")
+
+
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 
 
 def metadata(wheel: zipfile.ZipFile, name: str) -> str:
@@ -40,19 +68,103 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
     return wheel.read(path).decode()
 
 
-def test_the_wheel_holds_every_module_and_the_weights(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    folders = [folder for folder in (ROOT / "esc_arch").rglob("*") if folder.is_dir()]
     modules = {
         path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+        for folder in (ROOT / "esc_arch", *folders)
+        for path in folder.glob("*.py")
+    }
+    options = {f"esc_arch/{path.relative_to(ROOT)}" for path in (ROOT / "options").glob("*.yml")}
+    others = {
+        "esc_arch/py.typed",
+        "esc_arch/study/paper_tables.csv",
+        "esc_arch/zoo/weights/ESC_light_x2_BSD.safetensors",
     }
     content = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert modules <= content
-    assert "esc_arch/zoo/weights/ESC_light_x2_BSD.safetensors" in content
-    if shutil.which("g++"):
-        assert any(name.startswith("esc_arch/ops/_cpu_kernels.") for name in content)
-    assert "esc_arch.cli/options/train_ESC_demo_x2.yml" in content
-    assert {name.split("/")[0] for name in content} == set(PACKAGES)
+    assert content == modules | options | others
+    about = {name.partition(".dist-info/")[2] for name in wheel.namelist()} - {""}
+    assert about == {
+        *("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
+    }
+    assert metadata(wheel, "top_level.txt").split() == ["esc_arch"]
+
+
+def test_one_wheel_is_for_every_python(wheel: zipfile.ZipFile) -> None:
+    wheel_file = Path(wheel.filename)
+    assert re.fullmatch(r"esc_arch-[\d.]+-py3-none-[a-z]\w+\.whl", wheel_file.name)
+    assert not wheel_file.name.endswith("-any.whl")
+    (tag,) = re.findall(r"^Tag: (.*)$", metadata(wheel, "WHEEL"), re.MULTILINE)
+    assert wheel_file.name.endswith(f"-{tag}.whl")
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_the_kernels_of_the_wheel_load_in_other_pythons(compiled: Path, tmp_path: Path) -> None:
+    wheel = zipfile.ZipFile(compiled)
+    (name,) = [name for name in wheel.namelist() if "/_cpu_kernels." in name]
+    wheel.extract(name, tmp_path)
+    found = {
+        shutil.which(f"python3.{minor}", path=os.environ["PATH"]) for minor in range(10, 15)
+    } - {None}
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(sys.version_info[:2])"
+    loaded = set()
+    for python in [sys.executable, *found]:
+        command = [python, "-c", code, str(tmp_path / name)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if "pyenv" in result.stderr:  # Only the name is there.
+            continue
+        assert result.returncode == 0, result.stderr
+        loaded.add(result.stdout)
+    assert loaded
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_the_wheel_runs_where_there_is_no_compiler(compiled: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    zipfile.ZipFile(compiled).extractall(site_packages)
+    # What the package needs is this environment's own, behind the wheel.
+    ours = [path for path in sys.path if path.endswith("-packages")]
+    (site_packages / "ours.pth").write_text("\n".join(ours))
+    code = (
+        "import esc_arch, torch\n"
+        "from esc_arch.archs import NETWORKS\n"
+        "from esc_arch.kernels.cpu.library import library\n"
+        "assert library() is not None\n"
+        "attention = NETWORKS['FlashWindowAttn'](32, 8, 2, attn_type='Fused')\n"
+        "assert torch.isfinite(attention(torch.randn(1, 32, 16, 16))).all()\n"
+        "print(esc_arch.__file__)\n"
+    )
+    python = environment / "bin" / "python"
+    result = subprocess.run(
+        [str(python), "-c", code],
+        cwd=tmp_path,
+        env={"PATH": str(environment / "bin"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(site_packages / "esc_arch" / "__init__.py")
+
+
+def test_the_sdist_builds_the_same_wheel(
+    source: Path, wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    sdist = build(source, "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    sources = sorted(path.name for path in (ROOT / "esc_arch/kernels/cpu/csrc").iterdir())
+    assert sorted(path.name for path in (unpacked / "esc_arch/kernels/cpu/csrc").iterdir()) == (
+        sources
+    )
+    again = zipfile.ZipFile(build(unpacked, "wheel"))
+    assert again.namelist() == wheel.namelist()
+    for name in wheel.namelist():
+        assert again.read(name) == wheel.read(name), name
 
 
 def test_the_wheel_registers_the_command_and_the_plugin(wheel: zipfile.ZipFile) -> None:
@@ -65,13 +177,12 @@ def test_the_wheel_registers_the_command_and_the_plugin(wheel: zipfile.ZipFile) 
 def test_the_wheel_names_its_licence_pythons_and_extras(wheel: zipfile.ZipFile) -> None:
     fields = email.message_from_string(metadata(wheel, "METADATA"))
     assert "MIT" in (fields["License"] or fields["License-Expression"])
-    assert sorted(fields["Requires-Python"].split(",")) == ["<3.13", ">=3.10"]
-    assert set(fields.get_all("Provides-Extra")) == {"bench", "flash", "test"}
+    assert fields["Requires-Python"] == ">=3.10"
+    assert set(fields.get_all("Provides-Extra")) == {"bench", "docs", "flash", "test"}
 
 
 def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> None:
-    fields = email.message_from_string(metadata(wheel, "METADATA"))
-    required = {re.split(r"[^\w-]", line)[0] for line in fields.get_all("Requires-Dist")}
+    required = {re.split(r"[^\w-]", line)[0] for line in requirements(wheel)}
     distributions = {
         "PIL": "pillow",
         "cv2": "opencv-python",
@@ -79,13 +190,34 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
         "skimage": "scikit-image",
         "yaml": "pyyaml",
     }
-    # BasicSR brings scipy, and tensorboard under the name tb-nightly, beside which tensorboard
-    # itself must not be installed; wandb is there where its user has it.
-    others = {"scipy", "tensorboard", "wandb", *PACKAGES, *sys.stdlib_module_names}
-    for path in [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]:
+    # BasicSR brings tensorboard under the name tb-nightly, beside which tensorboard itself must not
+    # be installed; pyiqa and wandb are there where their users have them, urllib3 with requests.
+    others = {"tensorboard", "pyiqa", "wandb", "urllib3", "esc_arch", *sys.stdlib_module_names}
+    for path in (ROOT / "esc_arch").rglob("*.py"):
         for module in imported_modules(path):
             if module not in others:
                 assert distributions.get(module, module) in required, f"{path}: {module}"
+
+
+def requirements(wheel: zipfile.ZipFile) -> list[str]:
+    fields = email.message_from_string(metadata(wheel, "METADATA"))
+    return fields.get_all("Requires-Dist")
+
+
+def test_basicsr_is_required_where_pip_can_build_it(wheel: zipfile.ZipFile) -> None:
+    (line,) = [line for line in requirements(wheel) if line.startswith("basicsr")]
+    assert line.replace(" ", "").replace("'", '"') == 'basicsr>=1.4.2;python_version<"3.13"'
+
+
+def test_the_lowest_versions_promised_are_those_that_are_tested(wheel: zipfile.ZipFile) -> None:
+    lines = [line for line in requirements(wheel) if "extra ==" not in line]
+    lowest = dict(re.match(r"([\w-]+)(?:\[\w+\])?>=([\w.]+)", line).groups() for line in lines)
+    tested = (ROOT / "tests" / "oldest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in tested if line and not line.startswith("#"))
+    assert lowest.keys() <= pins.keys()
+    for name, version in lowest.items():
+        # 4.12 is 4.12.0.88, and 2.4 is 2.4.1: the first that there is, or that works at all.
+        assert pins[name] == version or pins[name].startswith(f"{version}."), name
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,15 +74,19 @@ def run(args: argparse.Namespace) -> int:
     """
     import yaml
 
+    from esc_arch.children import basicsr_command
+    from esc_arch.cli.pipeline import need_basicsr
     from esc_arch.errors import UserError
     from esc_arch.prepare.demo import prepare_demo
+
+    need_basicsr()
 
     print(f"Preparing the photographs in {DATA}", flush=True)
     prepare_demo(DATA)
 
     option_file = find_option_file()
     opt = yaml.safe_load(option_file.read_text(encoding="utf-8"))
-    command = [sys.executable, "-m", "esc_arch.cli", "train", "-opt", str(option_file)]
+    command = basicsr_command("train", "-opt", option_file)
     if args.iterations is not None:
         command += ["--force_yml", f"train:total_iter={args.iterations}"]
         command += [f"train:scheduler:periods=[{args.iterations}]"]
@@ -104,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     photograph = DATA / "val/HR/coffee.png"
     print(f"\nbasicsr upscale {photograph} -o {args.picture.parent} --overwrite", flush=True)
-    command = [sys.executable, "-m", "esc_arch.cli", "upscale", str(photograph)]
+    command = basicsr_command("upscale", photograph)
     status = subprocess.run([*command, "-o", str(args.picture.parent), "--overwrite"]).returncode
     if status != 0:
         return status

@@ -4,13 +4,13 @@ import argparse
 import difflib
 import importlib
 import importlib.metadata
-import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from esc_arch.cli import PluginError
+from esc_arch.cli import NO_BASICSR, PluginError
 from esc_arch.cli.memory import keep_freed_memory
 from esc_arch.errors import UserError
 
@@ -26,10 +26,14 @@ SUBCOMMANDS: dict[str, str] = {
     "convert": "esc_arch.cli.convert",
     "upscale": "esc_arch.cli.upscale",
     "bench": "esc_arch.cli.bench",
+    "prepare": "esc_arch.cli.prepare",
+    "install-basicsr": "esc_arch.cli.install_basicsr",
 }
+# Not those that measure what any process would see, or fill the memory with small images.
+KEEP_NO_MEMORY = ("bench", "prepare", "install-basicsr")
 
 # The last two are what a shell gives for the signals.
-OK, FAILED, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+OK, FAILED, USER_ERROR, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,28 +108,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 when all went well, 2 when the user can mend it (the reason is one line
-        on stderr), 130 after Ctrl-C. Any other failure is raised, and so ends with status 1.
+        on stderr), 130 after Ctrl-C, 141 when what reads stdout has ended, as `head` does. Any
+        other failure is raised, and so ends with status 1.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Names that the terminal cannot show are printed with escapes.
-        if isinstance(stream, io.TextIOWrapper):
+        # File names need not be characters of the terminal's encoding, nor characters at all.
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args, unknown = build_parser().parse_known_args(argv)
-    if unknown:
-        _refuse(unknown, args.subparser)
-    if args.subcommand != "bench":  # Which measures what any process would see.
-        keep_freed_memory()
     try:
-        status = args.run(args)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # As in `| head`: nobody reads on. Python would complain once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("basicsr: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        if not _nobody_reads_stdout():
+            raise
+        # Python would flush it once more at the end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except (PluginError, UserError) as error:
-        print(f"basicsr: error: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"basicsr: error: {line}", file=sys.stderr)
         return USER_ERROR
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        _refuse(unknown, args.subparser)
+    if args.subcommand not in KEEP_NO_MEMORY:
+        keep_freed_memory()
+    try:
+        return args.run(args)
+    except ModuleNotFoundError as error:
+        if error.name != "basicsr":
+            raise
+        raise UserError(NO_BASICSR) from error
+
+
+def _nobody_reads_stdout() -> bool:
+    if not hasattr(select, "poll"):
+        return True
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # Errors are told without being asked for.
+    return bool(pipe.poll(0))

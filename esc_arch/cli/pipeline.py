@@ -3,13 +3,15 @@
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
 
-from esc_arch.cli import PluginError
+from esc_arch.cli import NO_BASICSR, PluginError
+from esc_arch.errors import UserError
 
 PLUGIN_GROUP = "basicsr.plugins"
 
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace, is_train: bool, datasets: Sequence[str] | None
             file=sys.stderr,
         )
 
+    need_basicsr()
     import_plugins()
     from esc_arch.plugin.preflight import check_options
 
@@ -117,6 +120,16 @@ def launcher_problem(launcher: str) -> str | None:
             "scontrol here; start torchrun with srun instead, and use --launcher pytorch"
         )
     return None
+
+
+def need_basicsr() -> None:
+    """Say how to bring BasicSR, where there is none, before anything else is done.
+
+    Raises:
+        UserError: There is none.
+    """
+    if importlib.util.find_spec("basicsr") is None:
+        raise UserError(NO_BASICSR)
 
 
 def import_plugins() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +12,9 @@ import numpy as np
 from esc_arch.errors import UserError
 from esc_arch.prepare.images import BadInputs, encode_png, find_images, read_image, write_atomically
 from esc_arch.prepare.imresize import imresize
+from esc_arch.prepare.known_sets import BENCHMARK_SETS
 from esc_arch.prepare.parallel import run_jobs
 
-# Images in each set, and other names its folder goes by.
-BENCHMARK_SETS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "Set5": (5, ()),
-    "Set14": (14, ()),
-    "B100": (100, ("BSD100", "BSDS100", "BSDS100_val")),
-    "Urban100": (100, ()),
-    "Manga109": (109, ()),
-}
 # Folders that hold a set's HR images, best first; "" is the set's own folder.
 _HR_FOLDERS = ("HR", "GT", "original", "GTmod12", "image_SRF_2", "image_SRF_4", "")
 _HR_SUFFIX = re.compile(r"(_SRF_\d)?[_-]?(HR|GT)$", re.IGNORECASE)
@@ -73,27 +67,29 @@ class _Made:
     digest: bytes
 
 
-def find_benchmark_sets(source: Path, names: list[str]) -> dict[str, Path]:
+def find_benchmark_sets(source: Path, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
     """Folders of the benchmark sets below a folder, in any case and by any of their names.
 
+    Args:
+        source: The folder.
+        names: Keys of `BENCHMARK_SETS`.
+
+    Returns:
+        The folders found by name, and a line for each set that is not there.
+
     Raises:
-        BadInputs: A set is missing.
+        UserError: The folder cannot be read.
     """
     folders = _folders_in(source)
-    found, problems = {}, []
+    found, missing = {}, []
     for name in names:
         known_as = (name, *BENCHMARK_SETS[name][1])
         here = [folders[alias.lower()] for alias in known_as if alias.lower() in folders]
         if here:
             found[name] = here[0]
         else:
-            problems.append(
-                f"--src {source}: no folder {' or '.join(known_as)} in it; "
-                "--sets names those that you have"
-            )
-    if problems:
-        raise BadInputs(problems)
-    return found
+            missing.append(f"--src {source}: no folder {' or '.join(known_as)} in it")
+    return found, missing
 
 
 def prepare_set(

@@ -9,12 +9,8 @@ from tqdm import tqdm
 from esc_arch.errors import UserError
 from esc_arch.prepare.download import download
 from esc_arch.prepare.images import IMAGE_SUFFIXES, BadInputs, write_atomically
+from esc_arch.prepare.known_sets import DIV2K_ADDRESS, DIV2K_ARCHIVE, TRAINING_SETS
 from esc_arch.prepare.subimages import Cutting, Source, find_sources, pack_sub_images
-
-DIV2K_ADDRESS = "http://data.vision.ee.ethz.ch/cvl/DIV2K/"
-DIV2K_ARCHIVE = "DIV2K_train_HR.zip"
-# Images of the sets whose number is known.
-IMAGES = {"DIV2K": 800, "Flickr2K": 2650, "DF2K": 3450, "LSDIR": 84991}
 
 
 def prepare_training_set(
@@ -48,7 +44,7 @@ def prepare_training_set(
     if Path(name).name != name:
         raise UserError(f"--name {name}: the start of a file name is needed; --out is the folder")
     sources = find_sources(hr, "--hr", lr)
-    expected = IMAGES.get(name, 0) if count is None else count
+    expected = TRAINING_SETS.get(name, 0) if count is None else count
     _check_count(name, "--hr", hr, sources, expected, "--count 0")
     databases = {1: out / f"{name}_train_HR_sub.lmdb"}
     for scale in scales:
@@ -85,7 +81,7 @@ def prepare_dflip(
         option = f"--{name.lower()}"
         try:
             found = find_sources([folder], option, prefix=f"{name}_", recursive=True)
-            expected = 0 if any_count else IMAGES.get(name, 0)
+            expected = 0 if any_count else TRAINING_SETS.get(name, 0)
             _check_count(name, option, [folder], found, expected, "--any-count")
             sources += found
         except UserError as error:
@@ -151,7 +147,7 @@ def _check_count(
     name: str, option: str, folders: list[Path], sources: list[Source], count: int, waiver: str
 ) -> None:
     where = " ".join(map(str, folders))
-    if name == "DIV2K" and count == IMAGES[name]:
+    if name == "DIV2K" and count == TRAINING_SETS[name]:
         present = {source.hr.stem for source in sources}
         missing = [f"{i:04d}" for i in range(1, count + 1) if f"{i:04d}" not in present]
         if missing:

@@ -17,10 +17,11 @@ import numpy as np
 import yaml
 from basicsr.metrics import calculate_metric
 
+from esc_arch.children import basicsr_command
 from esc_arch.errors import UserError
-from esc_arch.prepare.benchmark_sets import BENCHMARK_SETS
 from esc_arch.prepare.images import IMAGE_SUFFIXES
 from esc_arch.prepare.imresize import imresize
+from esc_arch.prepare.known_sets import BENCHMARK_SETS
 from esc_arch.study.paper import MISPRINTS, MODELS, printed_row
 from esc_arch.zoo.catalogue import (
     PRETRAINED_FOLDER,
@@ -184,7 +185,7 @@ def remedies(
     sets = dict.fromkeys(row.dataset for row in quality if row.note.startswith(NO_IMAGES))
     if sets:
         lines.append(
-            "no images: make them with: python datasets_prep/benchmarks.py --src DIR "
+            "no images: make them with: basicsr prepare benchmarks --src DIR "
             f"--out {data} --sets {' '.join(sets)}, where DIR has the sets as they were downloaded"
         )
     if any(row.note.startswith(NO_IMAGES) for row in real):
@@ -345,7 +346,7 @@ def _run_test(
     options = pipeline_options(run, network_g, checkpoint, sets, metrics)
     file = out / f"test_{run}.yml"
     write_atomically(file, yaml.safe_dump(options, sort_keys=False).encode())
-    command = [sys.executable, "-m", "esc_arch.cli", "test", "-opt", str(file.resolve())]
+    command = basicsr_command("test", "-opt", file.resolve())
     output = ""
     # BasicSR writes its results below the current folder.
     with subprocess.Popen(

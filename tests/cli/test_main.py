@@ -25,17 +25,19 @@ def test_help_lists_the_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])
     assert end.value.code == 0
-    listed = re.findall(r"^    (\w+)", capsys.readouterr().out, flags=re.MULTILINE)
+    listed = re.findall(r"^    (\w[\w-]*)", capsys.readouterr().out, flags=re.MULTILINE)
     assert listed == list(command.SUBCOMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["prepare", "div2k", "--help"]]
+)
 def test_help_and_version_import_neither_torch_nor_numpy(arguments: list[str]) -> None:
     code = (
         "import sys; from esc_arch.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print({'torch', 'numpy', 'cv2', 'basicsr', 'esc_arch'} & set(sys.modules))"
+        "print({'torch', 'numpy', 'cv2', 'basicsr', 'requests'} & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True

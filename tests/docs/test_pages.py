@@ -36,8 +36,7 @@ RUN = [
     "basicsr analyze lam --checkpoint ESC_light_x2_BSD --images photo.jpg --size 64 --at 120 80",
     "basicsr analyze bias --checkpoint ESC_light_x2_BSD",
     "basicsr reproduce --no-weights",
-    "python datasets_prep/benchmarks.py --src SR_benchmarks --out datasets/benchmarks "
-    "--sets Set5 Set14",
+    "basicsr prepare benchmarks --src SR_benchmarks --out datasets/benchmarks --sets Set5 Set14",
     "basicsr reproduce --models ESC_light_BSD --scales 2",
 ]
 

@@ -170,8 +170,8 @@ def test_bad_inputs_end_with_status_2_and_a_line_each(tmp_path, prepare):
     result = prepare("div2k", *arguments(hr, tmp_path / "out", "--workers", 1))
     assert result.status == 2
     assert result.errors == [
-        f"div2k.py: error: {hr}/a.png: not an image; a whole image file is needed",
-        f"div2k.py: error: {hr}/b.png: 40x40 pixels, too small for a sub-image of 96; take it "
+        f"basicsr: error: {hr}/a.png: not an image; a whole image file is needed",
+        f"basicsr: error: {hr}/b.png: 40x40 pixels, too small for a sub-image of 96; take it "
         "out, leave out all such images with --skip-small, or admit smaller ones with --min-side",
     ]
     assert result.stdout == ""
@@ -266,6 +266,34 @@ def test_benchmarks_reports_each_set_and_goes_on_after_a_bad_one(tmp_path, photo
     assert result.errors[0].endswith("3 HR images; Set14 has 14")
     assert result.stdout.startswith("Set5: 5 images, 40x30 to 40x30, ")
     assert (tmp_path / "out" / "Set5" / "LR_bicubic" / "X4" / "0x4.png").exists()
+
+
+def test_benchmarks_does_the_sets_that_are_there_and_names_the_others(
+    tmp_path, photographs, prepare
+):
+    (tmp_path / "src" / "Set5").mkdir(parents=True)
+    for number in range(5):
+        crop = photographs["rocket"][number * 30 : number * 30 + 30, 100:140]
+        cv2.imwrite(str(tmp_path / "src" / "Set5" / f"{number}.png"), crop[..., ::-1])
+    given = ["--src", tmp_path / "src", "--out", tmp_path / "out", "--workers", 1]
+    result = prepare("benchmarks", *given)
+    assert result.status == 0, result.stderr
+    done, *left_out = result.stdout.splitlines()
+    assert done.startswith("Set5: 5 images, ")
+    assert [line.partition(" in it")[0] for line in left_out] == [
+        f"Left out: --src {tmp_path / 'src'}: no folder {names}"
+        for names in ("Set14", "B100 or BSD100 or BSDS100 or BSDS100_val", "Urban100", "Manga109")
+    ]
+
+    # What is asked for by name must be there; the others are made all the same.
+    result = prepare("benchmarks", *given, "--sets", "Set5", "Urban100")
+    assert result.status == 2
+    assert result.errors == [f"basicsr: error: --src {tmp_path / 'src'}: no folder Urban100 in it"]
+    assert result.stdout.startswith("Set5: 5 images, ")
+
+    result = prepare("benchmarks", "--src", tmp_path / "src" / "Set5")
+    assert result.status == 2
+    assert "no folder of a benchmark set in it, such as Set5, Set14" in result.errors[0]
 
 
 def test_div2k_is_downloaded_unpacked_and_packed(tmp_path, hr, prepare):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import esc_arch.errors
 import esc_arch.prepare
 
 SCRIPTS = Path(__file__).parents[2] / "datasets_prep"
-HEAVY = ("torch", "torchvision", "basicsr", "esc_arch")
+HEAVY = ("torch", "torchvision", "basicsr")
 
 
 @pytest.fixture
@@ -52,7 +51,3 @@ def test_a_data_set_is_prepared_without_torch_in_any_process(tmp_path, without_t
     result = subprocess.run(again, env=without_torch, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "Demo_train_HR_sub.lmdb").is_dir()
-
-
-def test_the_error_that_users_can_mend_is_one_class():
-    assert esc_arch.errors.UserError is esc_arch.errors.UserError

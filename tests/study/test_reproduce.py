@@ -84,7 +84,7 @@ def test_the_figures_are_those_of_basicsr_test(tmp_path, photographs, run_basics
     assert by_set["Set5"][10] == "1 images; the set has 5"
     assert by_set["Urban100"][10] == "no images: datasets/benchmarks/Urban100/HR"
     assert (
-        "no images: make them with: python datasets_prep/benchmarks.py --src DIR "
+        "no images: make them with: basicsr prepare benchmarks --src DIR "
         "--out datasets/benchmarks --sets B100 Urban100 Manga109, where"
     ) in done.stdout
     assert "| ESC_light | x2    | Set5" in done.stdout

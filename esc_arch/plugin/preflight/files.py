@@ -56,11 +56,11 @@ def root_problem(root: Any, is_lmdb: bool) -> str | None:
 
 
 _PREPARATION = {
-    "benchmarks": "benchmarks.py --src DIR",
-    "DIV2K": "div2k.py --hr DIR",
-    "DF2K": "div2k.py --name DF2K --hr DIV2K_DIR FLICKR2K_DIR",
-    "DFLIP": "dflip.py --div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
-    "demo": "demo.py",
+    "benchmarks": "benchmarks --src DIR",
+    "DIV2K": "div2k --hr DIR",
+    "DF2K": "div2k --name DF2K --hr DIV2K_DIR FLICKR2K_DIR",
+    "DFLIP": "dflip --div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
+    "demo": "demo",
 }
 
 
@@ -69,7 +69,7 @@ def _data_command(root: str) -> str:
     for name, command in _PREPARATION.items():
         if name in parts[:-1]:
             out = "/".join(parts[: parts.index(name) + 1])
-            return f"; make it with: python datasets_prep/{command} --out {out}"
+            return f"; make it with: basicsr prepare {command} --out {out}"
     return ""
 
 

@@ -115,7 +115,7 @@ class ESCReal(nn.Module):
         conv_blocks: ConvAttn in each block, after its one self-attention.
         window_size: Side of the attention windows in pixels.
         num_heads: Number of attention heads; divides `dim`.
-        upscaling_factor: Scale, 4.
+        upscaling_factor: Scale s: 4, or any with `use_dysample`.
         exp_ratio: Hidden channels of the ConvFFN before each ConvAttn, over `dim`.
         attn_type: Attention backend, see `esc_arch.ops.attention`.
         use_dysample: Whether DySample upsamples in place of nearest neighbour and convolutions.
@@ -154,8 +154,12 @@ class ESCReal(nn.Module):
         require_positive_int(n_blocks=n_blocks)
         require_odd(kernel_size=kernel_size)
         require_bool(use_dysample=use_dysample)
-        if upscaling_factor != 4:
-            raise UserError(f"upscaling_factor is {upscaling_factor!r}; ESCReal upscales by 4")
+        require_positive_int(upscaling_factor=upscaling_factor)
+        if upscaling_factor != 4 and not use_dysample:
+            raise UserError(
+                f"upscaling_factor is {upscaling_factor}; ESCReal upscales by 4, and by others "
+                "with use_dysample alone"
+            )
         if use_dysample and dim % 4:
             raise UserError(f"dim is {dim}; with use_dysample it must be a multiple of 4")
         self.window_size = window_size
@@ -193,7 +197,7 @@ class ESCReal(nn.Module):
             x: LR images (B, 3, H, W), RGB in [0, 1], any H and W.
 
         Returns:
-            SR images (B, 3, 4 * H, 4 * W), not clipped.
+            SR images (B, 3, s * H, s * W), not clipped.
         """
         large_kernel = ops.d4_mean(self.plk_filter)
         shallow = self.proj(x.contiguous(memory_format=torch.channels_last))

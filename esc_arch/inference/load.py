@@ -39,7 +39,7 @@ def load(
     """
     path = resolve(default_model(scale) if name_or_path is None else name_or_path)
     device, dtype = _device(device), _dtype(dtype)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, scale)
     network = build_network(checkpoint, device, dtype)
     upscaler = Upscaler(network, checkpoint.network_g, tile, tile_pad, checkpoint.metadata)
     if scale is not None and scale != upscaler.scale:

@@ -93,8 +93,9 @@ def _register_networks(_: ModuleType) -> None:
     from basicsr.utils.registry import ARCH_REGISTRY
 
     from esc_arch.archs import NETWORKS
+    from esc_arch.archs.foreign import FOREIGN_NAMES
 
-    for name, network in NETWORKS.items():
+    for name, network in {**NETWORKS, **FOREIGN_NAMES}.items():
         _register(ARCH_REGISTRY, name, network)
 
 

@@ -12,14 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 from esc_arch.archs import NETWORKS
 from esc_arch.errors import UserError, printable
+from esc_arch.zoo.foreign import META, UnknownScale, read_real_world
 
 
-def identify(state_dict: Mapping[str, Tensor], source: str = "the file") -> dict[str, Any]:
+def identify(
+    state_dict: Mapping[str, Tensor], source: str = "the file", scale: int | None = None
+) -> dict[str, Any]:
     """Find the option block of a network from the names and shapes of its tensors.
 
     Args:
         state_dict: The network's tensors by name; the values are not looked at.
         source: What to call it in an error.
+        scale: By how much it upscales, for the few networks of others of which nothing tells that.
 
     Returns:
         The `network_g` block that builds a network with exactly these tensors. Options that do
@@ -28,10 +32,14 @@ def identify(state_dict: Mapping[str, Tensor], source: str = "the file") -> dict
     Raises:
         UserError: The tensors are another network's, or some are missing or have other shapes.
     """
-    shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+    shapes = {name: tuple(value.shape) for name, value in state_dict.items() if name != META}
     try:
         network_g = _read_options(shapes)
+        if _is_real_world(shapes):
+            network_g |= read_real_world(state_dict, shapes, source, scale)
         built = build_on_meta(network_g).state_dict()
+    except UnknownScale:
+        raise
     except KeyError as error:
         if not any(name.startswith("blocks.0.convffns.") for name in shapes):
             raise _not_ours(shapes, source) from None
@@ -40,7 +48,7 @@ def identify(state_dict: Mapping[str, Tensor], source: str = "the file") -> dict
         ) from None
     except (LookupError, ValueError, ArithmeticError, TypeError, RuntimeError):
         raise _not_ours(shapes, source) from None
-    expected = {name: tuple(value.shape) for name, value in built.items()}
+    expected = {name: tuple(value.shape) for name, value in built.items() if name != META}
     missing = [name for name in expected if name not in shapes]
     unknown = [name for name in shapes if name not in expected]
     for problem, names in (("lacks", missing), ("has no place for", unknown)):
@@ -70,10 +78,10 @@ def _not_ours(shapes: Mapping[str, tuple[int, ...]], source: str) -> UserError:
 
 def _read_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The option block, taken from single tensors; a KeyError or IndexError means another one."""
-    real = "skip.0.weight" in shapes
+    real = _is_real_world(shapes)
     factored = "lk_channel" in shapes
     large_kernel = shapes["lk_spatial" if factored else "plk_filter"]
-    dim = shapes["proj.weight"][0]
+    dim = shapes["proj.1.weight" if "proj.1.weight" in shapes else "proj.weight"][0]
     flashbias = shapes.get("blocks.0.attn.flashbias_q")
     if flashbias is None:
         num_heads, table = shapes["blocks.0.attn.relative_position_bias"]
@@ -91,15 +99,18 @@ def _read_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "window_size": window_size,
         "num_heads": num_heads,
         "exp_ratio": _clean_ratio(dim, shapes["blocks.0.convffns.0.proj.weight"][0]),
-        "upscaling_factor": 4 if real else math.isqrt(shapes["to_img.weight"][0] // 3),
     }
+    if not real:
+        network_g["upscaling_factor"] = math.isqrt(shapes["to_img.weight"][0] // 3)
     if network_g["type"] == "ESC" and "blocks.0.lns.0.weight" in shapes:
         network_g["use_ln"] = True
-    if real and "to_img.offset.weight" in shapes:
-        network_g["use_dysample"] = True
     if flashbias is not None:
         network_g |= {"attn_type": "FlashBias", "flashbias_rank": flashbias[2]}
     return network_g
+
+
+def _is_real_world(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return any(name.startswith("skip.") for name in shapes)
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:

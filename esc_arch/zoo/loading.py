@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError, printable
+from esc_arch.zoo.foreign import META
 from esc_arch.zoo.identify import build_on_meta, identify
 from esc_arch.zoo.params import PARAM_KEYS, param_keys, select_params
 from esc_arch.zoo.store import read_file
@@ -42,12 +43,13 @@ class Checkpoint:
         return sum(value.numel() for value in build_on_meta(self.network_g).parameters())
 
 
-def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike, scale: int | None = None) -> Checkpoint:
     """Read a file and find out what network it holds.
 
     Args:
         path: A .pth as BasicSR saves it, a file of bare tensors, a .safetensors, or what other
             trainers write; the content decides.
+        scale: By how much it upscales, for the few files of which nothing tells that.
 
     Returns:
         Its network and tensors.
@@ -66,12 +68,12 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     keys = param_keys(state)
     params = {key: select_params(state, path, key) for key in keys}
     networks = [
-        identify(tensors, f"{shown}{f' ({key})' if len(keys) > 1 else ''}")
+        identify(tensors, f"{shown}{f' ({key})' if len(keys) > 1 else ''}", scale)
         for key, tensors in params.items()
     ]
     for tensors in params.values():
         for name, value in tensors.items():
-            if not value.is_floating_point():
+            if not value.is_floating_point() and name != META:
                 raise UserError(f"{shown}: '{name}' is of {value.dtype}; a network's are floats")
     if any(network != networks[0] for network in networks):
         raise UserError(f"{shown}: params and params_ema are of different networks")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError, printable
+from esc_arch.zoo.foreign import with_tables
 
 # Best first: the averaged weights of BasicSR and its relatives, then the plain ones.
 PARAM_KEYS = ("params_ema", "params")
@@ -54,7 +55,7 @@ def select_params(
     params = _without_prefixes(found)
     for name, value in params.items():
         _check(value, name, where)
-    return params
+    return with_tables(params, where)
 
 
 def param_keys(state: Mapping[str, Any]) -> list[str]:

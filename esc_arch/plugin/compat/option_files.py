@@ -50,6 +50,10 @@ def options_without_enough_gpus(options: ModuleType) -> None:
                 resume_state_loading(sys.modules["__main__"])
             opt, parsed = parse_options(*args, **kwargs)
             _fit_to_gpus(opt)
+            # Here, for it needs BasicSR's registries.
+            from esc_arch.plugin.scale_option import name_the_scale
+
+            name_the_scale(opt)
             return opt, parsed
 
         return wrapper

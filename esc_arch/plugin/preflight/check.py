@@ -60,6 +60,7 @@ from esc_arch.plugin.preflight.source import (
     lookup,
 )
 from esc_arch.plugin.preflight.wording import did_you_mean, one_line, show
+from esc_arch.plugin.scale_option import name_the_scale
 
 CLOSE = 0.8
 """Likeness (difflib) from which an unread key counts as misspelt."""
@@ -97,6 +98,7 @@ def check_options(
     apply_force_yml(options, force_yml or (), errors)
     if datasets is not None:
         keep_datasets(options, datasets, errors)
+    name_the_scale(options)
     _Check(options, is_train, errors).all()
     return list(dict.fromkeys(errors))
 

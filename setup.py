@@ -1,13 +1,71 @@
-import sys
+import os
+import runpy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 readme = Path(__file__).parent / "README.md"
+# The stamp by which a library is known that was compiled from other sources than there are now.
+digest = runpy.run_path("esc_arch/kernels/cpu/sources.py")["digest"]
 
-# Clang on macOS has no OpenMP; the functions then run in one thread.
-openmp = ["-fopenmp"] if sys.platform.startswith("linux") else []
+KERNELS = Path("esc_arch/kernels/cpu")
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+AVX512 += ["-mprefer-vector-width=512"]
+# One file an instruction set; which of them run is chosen when they do.
+FLAGS_ON_X86_64 = {
+    "kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "kernels_avx512.cpp": AVX512,
+    "kernels_amx.cpp": [*AVX512, "-mavx512bf16"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles each file with the flags of its instruction set, with GCC or Clang."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if self.compiler.compiler_type == "msvc":
+            raise CompileError("the CPU kernels want GCC or Clang")
+        sources = ext.sources
+        with ThreadPoolExecutor(os.cpu_count()) as compilers:
+            objects = compilers.map(lambda source: self.compiled(ext, source), sources)
+            ext.extra_objects = [name for names in objects for name in names]
+        ext.sources, self.force = [], True  # Only to link what has just been compiled.
+        try:
+            super().build_extension(ext)
+        finally:
+            ext.sources = sources
+
+    def compiled(self, ext: Extension, source: str) -> list[str]:
+        """Compile one file; without its flags, and so as good as empty, where these are unknown."""
+        flags = self.flags(Path(source).name)
+        try:
+            return self.compile(ext, source, flags)
+        except CompileError:
+            if not flags:
+                raise
+            print(f"{source}: this compiler does not know {' '.join(flags)}: left out")
+            return self.compile(ext, source, [])
+
+    def compile(self, ext: Extension, source: str, flags: list[str]) -> list[str]:
+        return self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            debug=self.debug,
+            extra_postargs=[*ext.extra_compile_args, *flags],
+            depends=ext.depends,
+        )
+
+    def flags(self, name: str) -> list[str]:
+        flags = FLAGS_ON_X86_64.get(name, [])
+        if self.plat_name.startswith("macosx"):  # May compile for both kinds of processors at once.
+            return [part for flag in flags for part in ("-Xarch_x86_64", flag)]
+        return flags if self.plat_name.endswith("x86_64") else []
+
 
 # Libraries of one Python only, as they were built in place once, would be found before today's.
 for stale in Path("esc_arch/kernels/cpu").glob("_cpu_kernels.cpython-*"):
@@ -60,16 +118,21 @@ setup(
     ext_modules=[
         Extension(
             "esc_arch.kernels.cpu._cpu_kernels",
-            ["esc_arch/kernels/cpu/csrc/kernels.cpp"],
-            depends=[str(header) for header in Path("esc_arch/kernels/cpu/csrc").glob("*.h")],
-            extra_compile_args=["-O3", "-std=c++17", "-fno-math-errno", *openmp],
-            extra_link_args=openmp,
+            sorted(str(source) for source in (KERNELS / "csrc").glob("*.cpp")),
+            depends=[str(header) for header in (KERNELS / "csrc").glob("*.h")],
+            define_macros=[("ESC_SOURCES", f'"{digest()}"')],
+            extra_compile_args=[
+                *("-O3", "-std=c++17", "-fno-math-errno", "-ffp-contract=fast"),
+                *("-fvisibility=hidden", "-pthread"),
+            ],
+            extra_link_args=["-pthread"],
+            language="c++",
             optional=True,
             # Only for the file's name, which then is the same for all of Python 3.
             py_limited_api=True,
         )
     ],
-    cmdclass={"bdist_wheel": WheelOfAnyPython},
+    cmdclass={"bdist_wheel": WheelOfAnyPython, "build_ext": BuildKernels},
     # Sources, settings and option files are in the wheel as package data, or not at all.
     include_package_data=False,
     python_requires=">=3.10",

@@ -169,15 +169,14 @@ def window_attention_backward(
     bias_table, log_sums = bias_table.contiguous(), log_sums.contiguous()
     heads = bias_table.shape[0]
     windows, _, products = _windows_of(q, heads, window_size)
-    threads = cpu_kernels.threads_for(5 * products)
     function, prepare = _function_for(q, windows, "window_attention_backward")
     inputs = [prepare(t) for t in (q, k, v, out, grad_out)]
     grads = [torch.empty_like(t, memory_format=torch.channels_last) for t in inputs[:3]]
-    # Each thread sums into a table of its own; the kernel writes zeros past a table's end.
-    tables = torch.zeros(threads, heads, bias_table.shape[1] + 16)
+    # The kernel writes zeros past a table's end.
+    grad_table = torch.zeros(heads, bias_table.shape[1] + 16)
     *qkv, out, grad_out = (cpu_kernels.CTensor.of(t) for t in inputs)
     function(
-        threads,
+        cpu_kernels.threads_for(5 * products),
         windows,
         *qkv,
         bias_table.data_ptr(),
@@ -185,10 +184,10 @@ def window_attention_backward(
         log_sums.data_ptr(),
         grad_out,
         *(cpu_kernels.CTensor.of(t) for t in grads),
-        tables.data_ptr(),
+        grad_table.data_ptr(),
     )
     grads = [grad.to(q.dtype) for grad in grads]
-    return *grads, tables.sum(0)[:, : bias_table.shape[1]].contiguous()
+    return *grads, grad_table[:, : bias_table.shape[1]].contiguous()
 
 
 @window_attention_backward.register_fake

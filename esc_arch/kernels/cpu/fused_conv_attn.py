@@ -120,12 +120,11 @@ def _symmetric_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> tup
     x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
     batch, channels = x.shape[:2]
     count = _tap_count(kernel_size)
-    threads = cpu_kernels.threads_for(x.numel() * count * channels)
-    grad_taps = x.new_zeros(threads, count, channels, channels)
-    grad_kernels = x.new_zeros(threads, batch, channels, 3, 3)
+    grad_taps = x.new_zeros(count, channels, channels)
+    grad_kernels = x.new_zeros(batch, channels, 3, 3)
     cpu_kernels.library().esc_convolve_backward(
         cpu_kernels.vector_width(),
-        threads,
+        cpu_kernels.threads_for(x.numel() * count * channels),
         kernel_size,
         cpu_kernels.CTiles.of(x, *TILE),
         cpu_kernels.CTensor.of(x),
@@ -133,7 +132,7 @@ def _symmetric_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> tup
         grad_taps.data_ptr(),
         grad_kernels.data_ptr(),
     )
-    return grad_taps.sum(0), grad_kernels.sum(0)
+    return grad_taps, grad_kernels
 
 
 @symmetric_conv_weight.register_fake

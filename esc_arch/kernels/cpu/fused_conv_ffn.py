@@ -169,12 +169,10 @@ def _conv_ffn_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[T
     hidden = aggr.shape[1]
     tensors, packed = _pack(*weights)
     sizes = [tensor.numel() for tensor in tensors[:6]]
-    threads = cpu_kernels.threads_for(5 * x.numel() * hidden)
-    # Each thread sums into gradients of its own.
-    sums = x.new_zeros(threads, sum(sizes))
+    sums = x.new_zeros(sum(sizes))
     cpu_kernels.library().esc_conv_ffn_backward(
         cpu_kernels.vector_width(),
-        threads,
+        cpu_kernels.threads_for(5 * x.numel() * hidden),
         cpu_kernels.CTiles.of(x, *TILE_BACKWARD),
         cpu_kernels.CTensor.of(x),
         packed,
@@ -183,8 +181,7 @@ def _conv_ffn_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[T
         sums.data_ptr(),
     )
     *columns, aggr_columns, grad_aggr_bias = (
-        grad.view_as(tensor)
-        for grad, tensor in zip(sums.sum(0).split(sizes), tensors[:6], strict=True)
+        grad.view_as(tensor) for grad, tensor in zip(sums.split(sizes), tensors[:6], strict=True)
     )
     grads = [
         grad[:, :hidden].t().reshape(weight.shape)

@@ -66,18 +66,17 @@ def depthwise_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> Tens
 @cpu_kernels.in_float32
 def _depthwise_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> Tensor:
     x, grad_out = cpu_kernels.channels_last(x), cpu_kernels.channels_last(grad_out)
-    threads = cpu_kernels.threads_for(x.numel() * kernel_size**2)
-    grad_kernels = x.new_zeros(threads, *x.shape[:2], kernel_size, kernel_size)
+    grad_kernels = x.new_zeros(*x.shape[:2], kernel_size, kernel_size)
     cpu_kernels.library().esc_convolve_depthwise_backward(
         cpu_kernels.vector_width(),
-        threads,
+        cpu_kernels.threads_for(x.numel() * kernel_size**2),
         kernel_size,
         cpu_kernels.CTiles.of(x, *TILE),
         cpu_kernels.CTensor.of(x),
         cpu_kernels.CTensor.of(grad_out),
         grad_kernels.data_ptr(),
     )
-    return grad_kernels.sum(0)
+    return grad_kernels
 
 
 @depthwise_conv_weight.register_fake

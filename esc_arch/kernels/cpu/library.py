@@ -7,12 +7,18 @@ package works the same through torch's own operations, only slower.
 import ctypes
 import functools
 import importlib.util
+import os
+import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from esc_arch.kernels.cpu import sources
 
 # What a thread should at least have to do, in multiply-adds, to be worth waking.
 MULTIPLY_ADDS_PER_THREAD = 2**18
@@ -23,19 +29,19 @@ MULTIPLE = 16
 class CTensor(ctypes.Structure):
     """A tensor of four dimensions."""
 
-    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_long * 4)]
+    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 4)]
 
     @classmethod
     def of(cls, tensor: Tensor) -> "CTensor":
         """Describe a tensor, which must outlive this."""
-        return cls(tensor.data_ptr(), (ctypes.c_long * 4)(*tensor.stride()))
+        return cls(tensor.data_ptr(), (ctypes.c_int64 * 4)(*tensor.stride()))
 
 
 class CTiles(ctypes.Structure):
     """A batch of images, cut into tiles."""
 
     _fields_ = [
-        (name, ctypes.c_int)
+        (name, ctypes.c_int64)
         for name in ("batch", "channels", "height", "width", "tile_height", "tile_width")
     ]
 
@@ -49,12 +55,12 @@ class CWindows(ctypes.Structure):
     """Feature maps (B, heads * D, H, W), cut into windows."""
 
     _fields_ = [
-        (name, ctypes.c_int) for name in ("batch", "heads", "dim", "height", "width", "size")
+        (name, ctypes.c_int64) for name in ("batch", "heads", "dim", "height", "width", "size")
     ]
 
 
 class CConvFfn(ctypes.Structure):
-    """Weights of a ConvFFN, see csrc/kernels.cpp."""
+    """Weights of a ConvFFN, see csrc/shapes.h."""
 
     _fields_ = [
         *[
@@ -64,27 +70,65 @@ class CConvFfn(ctypes.Structure):
                 *("proj_turned", "dwc_turned", "aggr_turned", "proj_tiles", "aggr_tiles"),
             )
         ],
-        ("hidden", ctypes.c_int),
-        ("kernel_size", ctypes.c_int),
+        ("hidden", ctypes.c_int64),
+        ("kernel_size", ctypes.c_int64),
     ]
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Load the functions, or return None if they were not built."""
-    found = importlib.util.find_spec("esc_arch.kernels.cpu._cpu_kernels")
-    if found is None or found.origin is None:
+    """Load the functions, or return None if they were not built, or from other sources."""
+    path = os.environ.get("ESC_CPU_KERNELS") or _installed()
+    if path is None:
         return None
     try:
-        library = ctypes.CDLL(found.origin)
-    except OSError:  # Built elsewhere, and no OpenMP runtime here.
+        library = ctypes.CDLL(path)
+    except OSError as error:  # Built elsewhere.
+        _say_unused(path, str(error))
         return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    if not _is_made_for_this(library):
+        _say_unused(path, "it was compiled from other sources; install the package again")
+        return None
+    _declare(library)
+    library.esc_use_openmp(_torchs_openmp())
+    return library
+
+
+def _installed() -> str | None:
+    found = importlib.util.find_spec("esc_arch.kernels.cpu._cpu_kernels")
+    return found.origin if found else None
+
+
+def _say_unused(path: str, reason: str) -> None:
+    warnings.warn(
+        f"the CPU kernels {path} are not used, torch's operations run instead: {reason}",
+        stacklevel=3,
+    )
+
+
+def _is_made_for_this(library: ctypes.CDLL) -> bool:
+    """Tell whether a library has the structures below and was compiled from csrc/ as it is now.
+
+    One that was built in place stays when the sources change.
+    """
+    try:
+        library.esc_sources.restype = ctypes.c_char_p
+        library.esc_structures.restype = ctypes.POINTER(ctypes.c_int)
+        compiled_from = library.esc_sources().decode()
+        sizes = library.esc_structures()[:4]
+    except AttributeError:  # Older than these functions.
+        return False
+    expected = [ctypes.sizeof(structure) for structure in (CTensor, CTiles, CWindows, CConvFfn)]
+    return sizes == expected and sources.digest() in ("", compiled_from)
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    pointer, count, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     tensor, tiles = ctypes.POINTER(CTensor), ctypes.POINTER(CTiles)
     windows = ctypes.POINTER(CWindows)
-    attention = [integer, integer, windows] + [tensor] * 3 + [pointer, tensor, pointer]
-    conv_ffn = [integer, integer, tiles, tensor, ctypes.POINTER(CConvFfn)]
-    convolution = [integer] * 3 + [tiles, tensor]
+    attention = [count, count, windows] + [tensor] * 3 + [pointer, tensor, pointer]
+    conv_ffn = [count, count, tiles, tensor, ctypes.POINTER(CConvFfn)]
+    convolution = [count, count, size, tiles, tensor]
     for name, arguments in {
         "window_attention_forward": attention,
         "amx_window_attention_forward": attention[1:],
@@ -92,7 +136,7 @@ def library() -> ctypes.CDLL | None:
         "amx_window_attention_backward": [*attention[1:], *[tensor] * 4, pointer],
         "convolve": [*convolution, pointer, pointer, tensor],
         "convolve_backward": [*convolution, tensor, pointer, pointer],
-        "conv_attn": [*convolution, integer, *[pointer] * 4, tensor, tensor],
+        "conv_attn": [*convolution, size, *[pointer] * 4, tensor, tensor],
         "amx_conv_attn": [*convolution[1:], *[pointer] * 3, tensor, tensor],
         "convolve_depthwise": [*convolution, pointer, tensor],
         "convolve_depthwise_backward": [*convolution, tensor, pointer],
@@ -102,12 +146,33 @@ def library() -> ctypes.CDLL | None:
     }.items():
         function = getattr(library, f"esc_{name}")
         function.argtypes = arguments
-        function.restype = None
-    return library
+        function.restype = ctypes.c_int
+        function.errcheck = _check
+    library.esc_use_openmp.argtypes = [pointer]
+    library.esc_use_openmp.restype = None
+
+
+def _torchs_openmp() -> ctypes.c_void_p | None:
+    """Return the function by which torch's own threads can be had, if it is known by this name.
+
+    They go on spinning for some milliseconds after each operation of torch, and would take that
+    time away from others.
+    """
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    try:
+        torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{suffix}"))
+        return ctypes.cast(torchs.GOMP_parallel, ctypes.c_void_p)
+    except (OSError, AttributeError):
+        return None
+
+
+def _check(result: int, function: Any, arguments: tuple[Any, ...]) -> None:
+    if result:
+        raise MemoryError(f"not enough memory for {function.__name__}")
 
 
 def is_built() -> bool:
-    """Tell whether the functions were compiled when the package was installed."""
+    """Tell whether the functions were compiled when the package was installed, and fit it."""
     return library() is not None
 
 

@@ -4,8 +4,8 @@
 // 2 r, row 2 r + 1) for each column; C = C + A B is 16 x 16 in float32. Every tile is whole here,
 // padded by zeros where need be.
 
-constexpr int TILE_SIDE = 16, TILE_DEPTH = 32;
-constexpr int TILE_VALUES = TILE_SIDE * TILE_DEPTH;  // Of an operand.
+constexpr Size TILE_SIDE = 16, TILE_DEPTH = 32;
+constexpr Size TILE_VALUES = AMX_TILE_VALUES;
 
 // The processor's AMX and AVX-512's bfloat16, and the kernel's leave to use them, for good.
 inline bool amx_is_usable() {
@@ -23,7 +23,7 @@ class Tiles {
  public:
   Tiles() {
     alignas(64) unsigned char config[64] = {1};
-    for (int tile = 0; tile < 8; ++tile) {
+    for (Size tile = 0; tile < 8; ++tile) {
       config[16 + 2 * tile] = 4 * TILE_SIDE;  // Bytes of a row.
       config[48 + tile] = TILE_SIDE;
     }
@@ -33,11 +33,11 @@ class Tiles {
 };
 
 template <int TILE>
-void tile_load(const void* from, long row_bytes = 64) {
+void tile_load(const void* from, Size row_bytes = 64) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(TILE) : "memory");
 }
 template <int TILE>
-void tile_store(void* to, long row_bytes = 64) {
+void tile_store(void* to, Size row_bytes = 64) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(TILE) : "memory");
 }
 template <int TILE>
@@ -69,9 +69,8 @@ inline void store(bfloat16* to, Vec first, Vec second) {
 // (first, second) of each place.
 inline void store_pairs(bfloat16* to, Vec first, Vec second) {
   const __m512bh rounded = _mm512_cvtne2ps_pbh(wide(second), wide(first));
-  const __m512i order = _mm512_set_epi16(
-      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-      3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   *reinterpret_cast<__m512i_u*>(to) =
       _mm512_permutexvar_epi16(order, reinterpret_cast<const __m512i&>(rounded));
 }
@@ -88,24 +87,25 @@ inline float truncate(float value) {
   return value;
 }
 
-// Calls use(row, column, 16 values) for A B: A (rows, depth), B packed as (columns / 16, depth / 32, a
-// tile each). A has whole tiles of rows, of which `rows` are used. `buffer` has room for four tiles.
+// Calls use(row, column, 16 values) for A B: A (rows, depth), B packed as (columns / 16, depth /
+// 32, a tile each). A has whole tiles of rows, of which `rows` are used. `buffer` has room for four
+// tiles.
 template <class Use>
-void multiply(int rows, int columns, int depth, const bfloat16* a, const bfloat16* b, float* buffer,
-              const Use& use) {
-  constexpr int OUT = TILE_SIDE * TILE_SIDE;
-  const long row_bytes = sizeof(bfloat16) * depth;
-  const auto finish = [&](int row, int column, int count) {
-    for (int i = 0; i < smaller(count, rows - row); ++i)
+void multiply(Size rows, Size columns, Size depth, const bfloat16* a, const bfloat16* b,
+              float* buffer, const Use& use) {
+  constexpr Size OUT = TILE_SIDE * TILE_SIDE;
+  const Size row_bytes = sizeof(bfloat16) * depth;
+  const auto finish = [&](Size row, Size column, Size count) {
+    for (Size i = 0; i < smaller(count, rows - row); ++i)
       use(row + i, column, width16::load(buffer + i * TILE_SIDE));
   };
-  for (int column = 0; column < columns; column += TILE_SIDE, b += depth * TILE_SIDE)
-    for (int row = 0; row < rows; row += 4 * TILE_SIDE) {
+  for (Size column = 0; column < columns; column += TILE_SIDE, b += depth * TILE_SIDE)
+    for (Size row = 0; row < rows; row += 4 * TILE_SIDE) {
       tile_zero<0>();
       tile_zero<1>();
       tile_zero<2>();
       tile_zero<3>();
-      for (int k = 0; k < depth; k += TILE_DEPTH) {
+      for (Size k = 0; k < depth; k += TILE_DEPTH) {
         const bfloat16* from = a + row * depth + k;
         const auto next = [&] { return from += TILE_SIDE * depth; };
         tile_load<7>(b + k * TILE_SIDE);

@@ -5,33 +5,33 @@
 // multiplied: with K = 13, 28 products in place of 169 for each pair of channels. Nothing is
 // approximated.
 //
-// Channels lie side by side, padded to whole vectors. A tile of the image is walked row by row, with
-// the K rows around the current one kept in a ring of zero-padded copies.
+// Channels lie side by side, padded to whole vectors. A tile of the image is walked row by row,
+// with the K rows around the current one kept in a ring of zero-padded copies.
 
-constexpr int FOLD_PIXELS = 12, FOLD_PIXELS_BACKWARD = 24;
+constexpr Size FOLD_PIXELS = 12, FOLD_PIXELS_BACKWARD = 24;
 
 struct FoldLayout {
-  int channels, padded_channels, reach, margin, taps, depth, columns;
+  Size channels, padded_channels, reach, margin, taps, depth, columns;
 
-  FoldLayout(int channels, int kernel_size, int columns)
+  FoldLayout(Size channels, Size kernel_size, Size columns)
       : channels(channels),
         padded_channels(round_up(channels, WIDTH)),
         reach(kernel_size / 2),
-        margin(reach > 1 ? reach : 1),
+        margin(larger(reach, Size(1))),
         taps((reach + 1) * (reach + 2) / 2),
         depth(taps * padded_channels),
         columns(columns) {}
 };
 
-// Adds up to four runs of pixels; `to` has room for `to_stride` floats a pixel. Not inlined, for the
-// loop to have the registers for itself.
+// Adds up to four runs of pixels; `to` has room for `to_stride` floats a pixel. Not inlined, for
+// the loop to have the registers for itself.
 template <int TERMS>
-__attribute__((noinline)) void add_pixels(long count, long channels, const float* a, const float* b,
+__attribute__((noinline)) void add_pixels(Size count, Size channels, const float* a, const float* b,
                                           const float* c, const float* d, float* to,
-                                          long to_stride) {
-  for (long channel = 0; channel < channels; channel += WIDTH) {
+                                          Size to_stride) {
+  for (Size channel = 0; channel < channels; channel += WIDTH) {
     float* place = to + channel;
-    for (long i = channel; i < count * channels; i += channels, place += to_stride) {
+    for (Size i = channel; i < count * channels; i += channels, place += to_stride) {
       Vec total = load(a + i);
       if (TERMS > 1) total += load(b + i);
       if (TERMS > 2) total += load(c + i);
@@ -44,25 +44,25 @@ __attribute__((noinline)) void add_pixels(long count, long channels, const float
 // Adds pixels up over the mirror images of each tap. `use(ring, row, column, count, folded)` is
 // called for `count` pixels of the tile at a time, `folded` being (count, taps, channels).
 template <class Use>
-void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block, const Use& use) {
+void fold(const FoldLayout& at, const Image& image, const Tile& tile, Size block, const Use& use) {
   Scratch scratch;
   Ring ring(image, tile, at.margin, at.padded_channels, scratch);
-  const int channels = at.padded_channels, reach = at.reach;
-  const int across = (at.columns + 2 * reach) * channels;
+  const Size channels = at.padded_channels, reach = at.reach;
+  const Size across = (at.columns + 2 * reach) * channels;
   // Pixels e rows above and below, added: (e, columns and both margins, channels).
   float* vertical = scratch.array<float>((reach + 1) * across);
   float* folded = scratch.array<float>(block * at.depth);
-  for (int row = tile.row; row < tile.row_end; ++row) {
+  for (Size row = tile.row; row < tile.row_end; ++row) {
     ring.advance(copy_pixels(image, at.padded_channels));
     std::memcpy(vertical, ring.at(0, -reach), sizeof(float) * across);
-    for (int e = 1; e <= reach; ++e)
-      add_pixels<2>(1, across, ring.at(-e, -reach), ring.at(e, -reach), nullptr,
-                    nullptr, vertical + e * across, across);
-    for (int column = 0; column < at.columns; column += block) {
-      const int count = smaller(block, at.columns - column);
+    for (Size e = 1; e <= reach; ++e)
+      add_pixels<2>(1, across, ring.at(-e, -reach), ring.at(e, -reach), nullptr, nullptr,
+                    vertical + e * across, across);
+    for (Size column = 0; column < at.columns; column += block) {
+      const Size count = smaller(block, at.columns - column);
       float* to = folded;
-      for (int e = 0; e <= reach; ++e)
-        for (int d = e; d <= reach; ++d, to += channels) {
+      for (Size e = 0; e <= reach; ++e)
+        for (Size d = e; d <= reach; ++d, to += channels) {
           // From the centre, e rows and d columns away; d rows and e columns away.
           const float* wide = vertical + e * across + (column + reach) * channels;
           const float* tall = vertical + d * across + (column + reach) * channels;
@@ -85,23 +85,24 @@ void fold(const FoldLayout& at, const Image& image, const Tile& tile, int block,
 // `taps` (taps, channels in, channels out) and `kernel` (channels, 3, 3) of this image.
 // `use(row, column, count, sums)` gets what comes out for `count` pixels, (count, padded channels).
 template <class Use>
-void convolve_and(int kernel_size, const Image& image, const Tile& tile, const float* taps,
+void convolve_and(Size kernel_size, const Image& image, const Tile& tile, const float* taps,
                   const float* kernel, const Use& use) {
   const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
-  const int channels = at.padded_channels;
+  const Size channels = at.padded_channels;
   Scratch scratch;
   float* taps_packed = scratch.array<float>(at.depth * channels);
   const float* kernel_packed = pack_depthwise(kernel, 3, at.channels, channels, scratch);
   float* sums = scratch.array<float>(FOLD_PIXELS * channels);
+  const float* rows[3];
   std::memset(taps_packed, 0, sizeof(float) * at.depth * channels);
-  for (int tap = 0; tap < at.taps; ++tap)
-    for (int c = 0; c < at.channels; ++c)
+  for (Size tap = 0; tap < at.taps; ++tap)
+    for (Size c = 0; c < at.channels; ++c)
       std::memcpy(taps_packed + (tap * channels + c) * channels,
                   taps + (tap * at.channels + c) * at.channels, sizeof(float) * at.channels);
 
   fold(at, image, tile, FOLD_PIXELS,
-       [&](const Ring& ring, int row, int column, int count, const float* folded) {
-         depthwise(ring.kernel_rows(1, column).data(), 3, count, channels, kernel_packed, nullptr,
+       [&](const Ring& ring, Size row, Size column, Size count, const float* folded) {
+         depthwise(ring.kernel_rows(1, column, rows), 3, count, channels, kernel_packed, nullptr,
                    sums);
          multiply(count, channels, at.depth, folded, at.depth, 1, taps_packed, channels, sums,
                   channels, Sum(sums, channels));
@@ -109,63 +110,64 @@ void convolve_and(int kernel_size, const Image& image, const Tile& tile, const f
        });
 }
 
-void convolve(int kernel_size, const Image& image, const Tile& tile, const float* taps,
+void convolve(Size kernel_size, const Image& image, const Tile& tile, const float* taps,
               const float* kernel, const Image& out) {
-  const int channels = round_up(image.channels, WIDTH);
+  const Size channels = round_up(image.channels, WIDTH);
   convolve_and(kernel_size, image, tile, taps, kernel,
-               [&](int row, int column, int count, const float* sums) {
-                 for (int i = 0; i < count; ++i)
+               [&](Size row, Size column, Size count, const float* sums) {
+                 for (Size i = 0; i < count; ++i)
                    std::memcpy(out.pixel(row, column + i), sums + i * channels,
                                sizeof(float) * image.channels);
                });
 }
 
-// All of ConvAttn: the first `convolved` channels convolved, then the 1x1 convolution `aggr` (channels
-// in, channels out) of these and the others, plus `skip`.
-void conv_attn(int kernel_size, int convolved, const Image& image, const Tile& tile,
+// All of ConvAttn: the first `convolved` channels convolved, then the 1x1 convolution `aggr`
+// (channels in, channels out) of these and the others, plus `skip`.
+void conv_attn(Size kernel_size, Size convolved, const Image& image, const Tile& tile,
                const float* taps, const float* kernel, const float* aggr, const float* aggr_bias,
                const Image& skip, const Image& out) {
-  const int channels = image.channels, padded = round_up(convolved, WIDTH);
+  const Size channels = image.channels, padded = round_up(convolved, WIDTH);
   Image first = image;
   first.channels = convolved;
-  convolve_and(kernel_size, first, tile, taps, kernel,
-               [&](int row, int column, int count, const float* sums) {
-                 float* to = out.pixel(row, column);
-                 multiply(count, channels, convolved, sums, padded, 1, aggr, channels, to,
-                          out.pixel_stride,
-                          SumAndRow(skip.pixel(row, column), skip.pixel_stride, aggr_bias));
-                 multiply(count, channels, channels - convolved, image.pixel(row, column) + convolved,
-                          image.pixel_stride, 1, aggr + convolved * channels, channels, to,
-                          out.pixel_stride, Sum(to, out.pixel_stride));
-               });
+  convolve_and(
+      kernel_size, first, tile, taps, kernel,
+      [&](Size row, Size column, Size count, const float* sums) {
+        float* to = out.pixel(row, column);
+        multiply(count, channels, convolved, sums, padded, 1, aggr, channels, to, out.pixel_stride,
+                 SumAndRow(skip.pixel(row, column), skip.pixel_stride, aggr_bias));
+        multiply(count, channels, channels - convolved, image.pixel(row, column) + convolved,
+                 image.pixel_stride, 1, aggr + convolved * channels, channels, to, out.pixel_stride,
+                 Sum(to, out.pixel_stride));
+      });
 }
 
 // Gradients of `taps` and `kernel` are added to `grad_taps` and `grad_kernel`, shapes as there.
-void convolve_backward(int kernel_size, const Image& image, const Tile& tile, const Image& grad_out,
-                       float* grad_taps, float* grad_kernel) {
+void convolve_backward(Size kernel_size, const Image& image, const Tile& tile,
+                       const Image& grad_out, float* grad_taps, float* grad_kernel) {
   const FoldLayout at(image.channels, kernel_size, tile.column_end - tile.column);
-  const int channels = at.padded_channels;
+  const Size channels = at.padded_channels;
   Scratch scratch;
   float* taps_sums = scratch.array<float>(at.depth * channels);
   float* kernel_sums = scratch.array<float>(9 * channels);
   float* grads = scratch.array<float>(FOLD_PIXELS_BACKWARD * channels);
+  const float* rows[3];
   std::memset(taps_sums, 0, sizeof(float) * at.depth * channels);
   std::memset(kernel_sums, 0, sizeof(float) * 9 * channels);
   std::memset(grads, 0, sizeof(float) * FOLD_PIXELS_BACKWARD * channels);
 
   fold(at, image, tile, FOLD_PIXELS_BACKWARD,
-       [&](const Ring& ring, int row, int column, int count, const float* folded) {
-         for (int i = 0; i < count; ++i)
+       [&](const Ring& ring, Size row, Size column, Size count, const float* folded) {
+         for (Size i = 0; i < count; ++i)
            std::memcpy(grads + i * channels, grad_out.pixel(row, tile.column + column + i),
                        sizeof(float) * at.channels);
          multiply(at.depth, channels, count, folded, 1, at.depth, grads, channels, taps_sums,
                   channels, Sum(taps_sums, channels));
-         depthwise_weights(ring.kernel_rows(1, column).data(), 3, count, channels, grads,
+         depthwise_weights(ring.kernel_rows(1, column, rows), 3, count, channels, grads,
                            kernel_sums);
        });
-  for (int tap = 0; tap < at.taps; ++tap)
-    for (int in = 0; in < at.channels; ++in)
-      for (int c = 0; c < at.channels; ++c)
+  for (Size tap = 0; tap < at.taps; ++tap)
+    for (Size in = 0; in < at.channels; ++in)
+      for (Size c = 0; c < at.channels; ++c)
         grad_taps[(tap * at.channels + in) * at.channels + c] +=
             taps_sums[(tap * channels + in) * channels + c];
   add_unpacked(kernel_sums, 3, at.channels, channels, grad_kernel);

@@ -14,7 +14,6 @@ inline Vec larger(Vec a, Vec b) {
   return a > b ? a : b;
 #endif
 }
-inline float larger(float a, float b) { return a > b ? a : b; }
 
 inline float sum(Vec value) {
   float total = 0;
@@ -24,24 +23,26 @@ inline float sum(Vec value) {
 
 inline float largest(Vec value) {
   float top = value[0];
-  for (int i = 1; i < WIDTH; ++i) top = larger(value[i], top);
+  for (int i = 1; i < WIDTH; ++i) top = value[i] > top ? value[i] : top;
   return top;
 }
 
-// 2^x for x <= 127, and 2^-126 below that: the polynomial has a relative error of 7.5e-8.
+// 2^x, infinite from 128 on and 2^-126 below -126: the polynomial has a relative error of 7.5e-8.
+// NaN stays NaN.
 inline Vec exp2(Vec x) {
   x = larger(broadcast(-126.f), x);
-  const Vec shifted = x + 12582912.f;  // 1.5 * 2^23: rounds, and leaves the integer in the low bits
-  const Vec fraction = x - (shifted - 12582912.f);
+  // 1.5 * 2^23, which rounds and leaves the integer in the low bits, and an exponent's bias.
+  constexpr float shift = 12582912.f + 127.f;
+  const Vec shifted = x + shift;
+  const Vec fraction = x - (shifted - shift);
   Vec power = broadcast(0.001327647152f);
   power = power * fraction + 0.009675541331f;
   power = power * fraction + 0.05550713275f;
   power = power * fraction + 0.2402211972f;
   power = power * fraction + 0.6931469671f;
   power = power * fraction + 1.000000072f;
-  const IntVec exponent = reinterpret_cast<const IntVec&>(shifted) << 23;
-  const IntVec bits = reinterpret_cast<const IntVec&>(power) + exponent;
-  return reinterpret_cast<const Vec&>(bits);
+  const IntVec scale = reinterpret_cast<const IntVec&>(shifted) << 23;
+  return power * reinterpret_cast<const Vec&>(scale);
 }
 
 inline Vec reciprocal(Vec x) {
@@ -85,69 +86,73 @@ inline Vec gelu_slope(Vec x) {
 // What a tile of products starts from, and what becomes of it.
 struct Keep {
   template <int COLUMNS>
-  void finish(int, Vec (&)[COLUMNS]) const {}
+  void finish(Size, Vec (&)[COLUMNS]) const {}
 };
 struct Zero : Keep {
-  Vec start(int, int) const { return Vec{}; }
+  Vec start(Size, Size) const { return Vec{}; }
 };
 struct Row : Keep {
   const float* row;
   explicit Row(const float* row) : row(row) {}
-  Vec start(int, int column) const { return load(row + column); }
+  Vec start(Size, Size column) const { return load(row + column); }
 };
 struct Sum : Keep {
   const float* c;
-  long stride;
-  Sum(const float* c, long stride) : c(c), stride(stride) {}
-  Vec start(int row, int column) const { return load(c + row * stride + column); }
+  Size stride;
+  Sum(const float* c, Size stride) : c(c), stride(stride) {}
+  Vec start(Size row, Size column) const { return load(c + row * stride + column); }
 };
 struct SumAndRow : Keep {
   const float* c;
-  long stride;
+  Size stride;
   const float* row;
-  SumAndRow(const float* c, long stride, const float* row) : c(c), stride(stride), row(row) {}
-  Vec start(int i, int column) const { return load(c + i * stride + column) + load(row + column); }
+  SumAndRow(const float* c, Size stride, const float* row) : c(c), stride(stride), row(row) {}
+  Vec start(Size i, Size column) const {
+    return load(c + i * stride + column) + load(row + column);
+  }
 };
 
 // C = finish(start + A B) for one tile of ROWS x (COLUMNS * WIDTH), held in registers.
 template <int ROWS, int COLUMNS, class Ends>
-inline void multiply_tile(int row, int column, int depth, const float* a, long a_row, long a_depth,
-                          const float* b, long b_stride, float* c, long c_stride,
+inline void multiply_tile(Size row, Size column, Size depth, const float* a, Size a_row,
+                          Size a_depth, const float* b, Size b_stride, float* c, Size c_stride,
                           const Ends& ends) {
   Vec tile[ROWS][COLUMNS];
-#pragma GCC unroll 12
-  for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; ++j) tile[i][j] = ends.start(row + i, column + j * WIDTH);
+  UNROLL(12)
+  for (Size i = 0; i < ROWS; ++i) {
+    UNROLL(2)
+    for (Size j = 0; j < COLUMNS; ++j) tile[i][j] = ends.start(row + i, column + j * WIDTH);
+  }
   a += row * a_row;
   b += column;
-#pragma GCC unroll 2
-  for (int k = 0; k < depth; ++k, a += a_depth, b += b_stride) {
+  UNROLL_BY(2)
+  for (Size k = 0; k < depth; ++k, a += a_depth, b += b_stride) {
     Vec right[COLUMNS];
-#pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; ++j) right[j] = load(b + j * WIDTH);
-#pragma GCC unroll 12
-    for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < COLUMNS; ++j) tile[i][j] += a[i * a_row] * right[j];
+    UNROLL(2)
+    for (Size j = 0; j < COLUMNS; ++j) right[j] = load(b + j * WIDTH);
+    UNROLL(12)
+    for (Size i = 0; i < ROWS; ++i) {
+      UNROLL(2)
+      for (Size j = 0; j < COLUMNS; ++j) tile[i][j] += a[i * a_row] * right[j];
+    }
   }
   c += row * c_stride + column;
-#pragma GCC unroll 12
-  for (int i = 0; i < ROWS; ++i) {
+  UNROLL(12)
+  for (Size i = 0; i < ROWS; ++i) {
     ends.finish(row + i, tile[i]);
-#pragma GCC unroll 2
-    for (int j = 0; j < COLUMNS; ++j) store(c + i * c_stride + j * WIDTH, tile[i][j]);
+    UNROLL(2)
+    for (Size j = 0; j < COLUMNS; ++j) store(c + i * c_stride + j * WIDTH, tile[i][j]);
   }
 }
 
 // C = finish(start + A B). Columns are a multiple of WIDTH; A has any strides. Fastest where rows
 // are a multiple of 12.
 template <class Ends>
-void multiply(int rows, int columns, int depth, const float* a, long a_row, long a_depth,
-              const float* b, long b_stride, float* c, long c_stride, const Ends& ends) {
-  int column = 0;
+void multiply(Size rows, Size columns, Size depth, const float* a, Size a_row, Size a_depth,
+              const float* b, Size b_stride, float* c, Size c_stride, const Ends& ends) {
+  Size column = 0;
   for (; column + 2 * WIDTH <= columns; column += 2 * WIDTH) {
-    int row = 0;
+    Size row = 0;
 #if WIDTH == 16
     for (; row + 12 <= rows; row += 12)
       multiply_tile<12, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
@@ -160,7 +165,7 @@ void multiply(int rows, int columns, int depth, const float* a, long a_row, long
       multiply_tile<1, 2>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
   }
   for (; column < columns; column += WIDTH) {
-    int row = 0;
+    Size row = 0;
     for (; row + 12 <= rows; row += 12)
       multiply_tile<12, 1>(row, column, depth, a, a_row, a_depth, b, b_stride, c, c_stride, ends);
     for (; row + 4 <= rows; row += 4)
@@ -173,74 +178,70 @@ void multiply(int rows, int columns, int depth, const float* a, long a_row, long
 // A depthwise convolution of `count` pixels in a row: `to` (count, channels) from the rows that the
 // kernel (SIZE, SIZE, channels) covers. No bias if that is null.
 template <int SIZE>
-void depthwise_of(const float* const* rows, int count, int channels, const float* kernel,
+void depthwise_of(const float* const* rows, Size count, Size channels, const float* kernel,
                   const float* bias, float* to) {
-  for (int c = 0; c < channels; c += WIDTH) {
+  for (Size c = 0; c < channels; c += WIDTH) {
     Vec weights[SIZE * SIZE];
-#pragma GCC unroll 9
-    for (int i = 0; i < SIZE * SIZE; ++i) weights[i] = load(kernel + i * channels + c);
+    UNROLL(9)
+    for (Size i = 0; i < SIZE * SIZE; ++i) weights[i] = load(kernel + i * channels + c);
     const Vec start = bias ? load(bias + c) : Vec{};
-    for (int i = c; i < count * channels; i += channels) {
+    for (Size i = c; i < count * channels; i += channels) {
       Vec total = start;
-#pragma GCC unroll 3
-      for (int y = 0; y < SIZE; ++y)
-#pragma GCC unroll 3
-        for (int x = 0; x < SIZE; ++x)
+      UNROLL(3)
+      for (Size y = 0; y < SIZE; ++y) {
+        UNROLL(3)
+        for (Size x = 0; x < SIZE; ++x)
           total += load(rows[y] + i + x * channels) * weights[y * SIZE + x];
+      }
       store(to + i, total);
     }
   }
 }
 
-// The same for COUNT pixels and any size of the kernel.
+// The same for COUNT pixels from `first` on, and any size of the kernel.
 template <int COUNT>
-void depthwise_block(const float* const* rows, int size, int channels, const float* kernel,
-                     const float* bias, float* to) {
-  for (int c = 0; c < channels; c += WIDTH) {
+void depthwise_block(const float* const* rows, Size first, Size size, Size channels,
+                     const float* kernel, const float* bias, float* to) {
+  for (Size c = 0; c < channels; c += WIDTH) {
     Vec totals[COUNT];
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; ++i) totals[i] = bias ? load(bias + c) : Vec{};
+    UNROLL(8)
+    for (Size i = 0; i < COUNT; ++i) totals[i] = bias ? load(bias + c) : Vec{};
     const float* weights = kernel + c;
-    for (int y = 0; y < size; ++y) {
-      const float* from = rows[y] + c;
-      for (int x = 0; x < size; ++x, from += channels, weights += channels) {
+    for (Size y = 0; y < size; ++y) {
+      const float* from = rows[y] + first * channels + c;
+      for (Size x = 0; x < size; ++x, from += channels, weights += channels) {
         const Vec weight = load(weights);
-#pragma GCC unroll 8
-        for (int i = 0; i < COUNT; ++i) totals[i] += load(from + i * channels) * weight;
+        UNROLL(8)
+        for (Size i = 0; i < COUNT; ++i) totals[i] += load(from + i * channels) * weight;
       }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; ++i) store(to + i * channels + c, totals[i]);
+    UNROLL(8)
+    for (Size i = 0; i < COUNT; ++i) store(to + i * channels + c, totals[i]);
   }
 }
 
 // The same for any number of pixels.
-inline void depthwise(const float* const* rows, int size, int count, int channels,
+inline void depthwise(const float* const* rows, Size size, Size count, Size channels,
                       const float* kernel, const float* bias, float* to) {
   if (size == 3) return depthwise_of<3>(rows, count, channels, kernel, bias, to);
-  std::vector<const float*> from(rows, rows + size);
-  int i = 0;
-  const auto advance = [&](int pixels) {
-    for (const float*& row : from) row += pixels * channels;
-    i += pixels;
-  };
-  for (; i + 8 <= count; advance(8))
-    depthwise_block<8>(from.data(), size, channels, kernel, bias, to + i * channels);
-  for (; i < count; advance(1))
-    depthwise_block<1>(from.data(), size, channels, kernel, bias, to + i * channels);
+  Size i = 0;
+  for (; i + 8 <= count; i += 8)
+    depthwise_block<8>(rows, i, size, channels, kernel, bias, to + i * channels);
+  for (; i < count; ++i)
+    depthwise_block<1>(rows, i, size, channels, kernel, bias, to + i * channels);
 }
 
-// Adds the gradient of a depthwise convolution's kernel (size, size, channels), from the gradient of
-// `count` pixels in a row, and the rows that the kernel covered.
-inline void depthwise_weights(const float* const* rows, int size, int count, int channels,
+// Adds the gradient of a depthwise convolution's kernel (size, size, channels), from the gradient
+// of `count` pixels in a row, and the rows that the kernel covered.
+inline void depthwise_weights(const float* const* rows, Size size, Size count, Size channels,
                               const float* grads, float* grad_kernel) {
-  for (int y = 0; y < size; ++y)
-    for (int x = 0; x < size; ++x)
-      for (int c = 0; c < channels; c += WIDTH) {
+  for (Size y = 0; y < size; ++y)
+    for (Size x = 0; x < size; ++x)
+      for (Size c = 0; c < channels; c += WIDTH) {
         const float* row = rows[y] + x * channels + c;
         float* to = grad_kernel + (y * size + x) * channels + c;
         Vec total = load(to), other{};  // Two sums, for one to wait less for the other.
-        int i = 0;
+        Size i = 0;
         for (; i + 2 <= count; i += 2) {
           total += load(row + i * channels) * load(grads + i * channels + c);
           other += load(row + (i + 1) * channels) * load(grads + (i + 1) * channels + c);
@@ -251,10 +252,10 @@ inline void depthwise_weights(const float* const* rows, int size, int count, int
 }
 
 // Adds up `count` rows of `columns`.
-inline void add_rows(int count, int columns, const float* rows, long stride, float* to) {
-  for (int c = 0; c < columns; c += WIDTH) {
+inline void add_rows(Size count, Size columns, const float* rows, Size stride, float* to) {
+  for (Size c = 0; c < columns; c += WIDTH) {
     Vec total = load(to + c);
-    for (int i = 0; i < count; ++i) total += load(rows + i * stride + c);
+    for (Size i = 0; i < count; ++i) total += load(rows + i * stride + c);
     store(to + c, total);
   }
 }

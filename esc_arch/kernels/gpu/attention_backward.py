@@ -1,0 +1,357 @@
+"""Triton kernels of window attention, backward: three passes, each recomputing its scores.
+
+No pass adds to memory that another program writes, so results are the same to the bit each run.
+`queries_pass` makes the gradient of the queries, `keys_pass` those of keys and values, and
+`bias_pass` that of the bias, summed over all windows.
+"""
+
+import triton
+import triton.language as tl
+
+from esc_arch.kernels.gpu.attention_forward import locate, reflected, scaled
+
+
+@triton.jit
+def selection(part, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr):
+    """(16, COUNT), of ones in three rows from `first` on, else zeros."""
+    chosen = (part >= first) & (part < first + 3) & (tl.arange(0, COUNT)[None, :] >= 0)
+    return chosen.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def queries_pass(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    sums_ptr,
+    grad_out_ptr,
+    grad_q_ptr,
+    scale,
+    score_scale,
+    height,
+    width,
+    image_stride,
+    row_stride,
+    column_stride,
+    out_image_stride,
+    out_row_stride,
+    out_column_stride,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    W: tl.constexpr,
+    W_PADDED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: the gradient of BLOCK_M queries of one window and head.
+
+    `scale` is 1 / sqrt(D), `score_scale` that times log2(e). `sums_ptr` is
+    (windows, heads, W * W, 16), see `sums_of`. `grad_out_ptr` and `grad_q_ptr` have the out_
+    strides.
+    """
+    PIXELS: tl.constexpr = W * W
+    ROWS: tl.constexpr = BLOCK_N // W_PADDED
+    EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
+    EVEN: tl.constexpr = W == W_PADDED and W % ROWS == 0
+    window = tl.program_id(0)
+    block = tl.program_id(1)
+    head = tl.program_id(2)
+    image, top, left = locate(window, height, width, W)
+    base = image.to(tl.int64) * image_stride + head * D
+    out_base = image.to(tl.int64) * out_image_stride + head * D
+
+    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_rows, query_columns = queries // W, queries % W
+    channels = tl.arange(0, D_PADDED)
+    real = channels < D
+    wanted = (queries < PIXELS) & (top + query_rows < height) & (left + query_columns < width)
+    mask = wanted[:, None] & real[None, :]
+    places = (top + query_rows) * row_stride + (left + query_columns) * column_stride
+    q = tl.load(q_ptr + base + places[:, None] + channels[None, :], mask=mask, other=0.0)
+    q, q_rest = scaled(q, score_scale, k_ptr.dtype.element_ty)
+    places = (top + query_rows) * out_row_stride + (left + query_columns) * out_column_stride
+    grad_out = tl.load(
+        grad_out_ptr + out_base + places[:, None] + channels[None, :], mask=mask, other=0.0
+    )
+    parts = tl.arange(0, 16)
+    sums_ptr += (window.to(tl.int64) * HEADS + head) * (PIXELS * 16)
+    sums = tl.load(
+        sums_ptr + queries[:, None] * 16 + parts[None, :], mask=(queries < PIXELS)[:, None]
+    )
+    log_sums_of = selection(parts[:, None], 0, BLOCK_N, q.dtype)
+    deltas_of = selection(parts[:, None], 8, BLOCK_N, q.dtype)
+
+    keys = tl.arange(0, BLOCK_N)
+    key_rows, key_columns = keys // W_PADDED, keys % W_PADDED
+    in_row = key_columns < W
+    columns = left + key_columns
+    if not WHOLE:
+        columns = reflected(columns, width)
+    columns = columns * column_stride
+    if WHOLE:
+        columns += (top + key_rows) * row_stride
+    if not EVEN_M:
+        query_rows = tl.minimum(query_rows, W - 1)
+    bias_rows = ((W - 1 - query_rows) * W + query_columns) * W
+    bias_tile = bias_rows[:, None] + (key_rows * PIXELS + key_columns)[None, :]
+    bias_ptr += head * ((2 * W - 1) * PIXELS)
+
+    grad_q = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
+    for row in range(0, W, ROWS):
+        if WHOLE:
+            address = base + row * row_stride + columns[:, None] + channels[None, :]
+        else:
+            rows = reflected(top + row + key_rows, height) * row_stride
+            address = base + (rows + columns)[:, None] + channels[None, :]
+        if EVEN:
+            bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
+        else:
+            inside = in_row & (row + key_rows < W)
+            bias = tl.load(
+                bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
+            )
+        if EVEN and D == D_PADDED:
+            k = tl.load(k_ptr + address)
+            v = tl.load(v_ptr + address)
+        else:
+            key_mask = (in_row & (row + key_rows < W))[:, None] & real[None, :]
+            k = tl.load(k_ptr + address, mask=key_mask, other=0.0)
+            v = tl.load(v_ptr + address, mask=key_mask, other=0.0)
+        scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
+        if k_ptr.dtype.element_ty != tl.float32:
+            scores = tl.dot(q_rest, tl.trans(k), scores)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        weights = tl.exp2(scores)
+        products = tl.dot(sums, deltas_of, input_precision=PRECISION)
+        products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
+        grad_scores = weights * products
+        grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)
+
+    grad_q = (grad_q * scale).to(grad_q_ptr.dtype.element_ty)
+    tl.store(grad_q_ptr + out_base + places[:, None] + channels[None, :], grad_q, mask=mask)
+
+
+@triton.jit
+def keys_pass(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    sums_ptr,
+    grad_out_ptr,
+    grad_k_ptr,
+    grad_v_ptr,
+    scale,
+    score_scale,
+    height,
+    width,
+    image_stride,
+    row_stride,
+    column_stride,
+    out_image_stride,
+    out_row_stride,
+    out_column_stride,
+    padded_image_stride,
+    padded_row_stride,
+    padded_column_stride,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    W: tl.constexpr,
+    W_PADDED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: the gradients of BLOCK_M keys and values of one window and head.
+
+    As `queries_pass`, with the two sides exchanged: `bias_ptr` holds the table turned half around.
+    The gradients are those of whole windows, with the padded_ strides.
+    """
+    PIXELS: tl.constexpr = W * W
+    ROWS: tl.constexpr = BLOCK_N // W_PADDED
+    EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
+    EVEN: tl.constexpr = W == W_PADDED and W % ROWS == 0
+    window = tl.program_id(0)
+    block = tl.program_id(1)
+    head = tl.program_id(2)
+    image, top, left = locate(window, height, width, W)
+    base = image.to(tl.int64) * image_stride + head * D
+    out_base = image.to(tl.int64) * out_image_stride + head * D
+    sums_ptr += (window.to(tl.int64) * HEADS + head) * (PIXELS * 16)
+
+    keys = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    key_rows, key_columns = keys // W, keys % W
+    channels = tl.arange(0, D_PADDED)
+    real = channels < D
+    mask = (keys < PIXELS)[:, None] & real[None, :]
+    rows, columns = top + key_rows, left + key_columns
+    if not WHOLE:
+        rows = reflected(rows, height)
+        columns = reflected(columns, width)
+    places = rows * row_stride + columns * column_stride
+    k = tl.load(k_ptr + base + places[:, None] + channels[None, :], mask=mask, other=0.0)
+    v = tl.load(v_ptr + base + places[:, None] + channels[None, :], mask=mask, other=0.0)
+    # In the scores the scale is the keys', so that the queries need no copy of their own.
+    scaled_k, k_rest = scaled(k, score_scale, k_ptr.dtype.element_ty)
+
+    queries = tl.arange(0, BLOCK_N)
+    query_rows, query_columns = queries // W_PADDED, queries % W_PADDED
+    in_row = query_columns < W
+    places = (top + query_rows) * row_stride + (left + query_columns) * column_stride
+    out_places = (top + query_rows) * out_row_stride + (left + query_columns) * out_column_stride
+    parts = tl.arange(0, 16)
+    sums_places = (query_rows * W + query_columns)[:, None] * 16 + parts[None, :]
+    log_sums_of = tl.trans(selection(parts[:, None], 0, BLOCK_M, q_ptr.dtype.element_ty))
+    deltas_of = tl.trans(selection(parts[:, None], 8, BLOCK_M, q_ptr.dtype.element_ty))
+    if not EVEN_M:
+        key_rows = tl.minimum(key_rows, W - 1)
+    bias_rows = ((W - 1 - key_rows) * W + key_columns) * W
+    bias_tile = bias_rows[:, None] + (query_rows * PIXELS + query_columns)[None, :]
+    bias_ptr += head * ((2 * W - 1) * PIXELS)
+
+    grad_k = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
+    grad_v = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
+    for row in range(0, W, ROWS):
+        address = base + row * row_stride + places[:, None] + channels[None, :]
+        out_address = out_base + row * out_row_stride + out_places[:, None] + channels[None, :]
+        sums_address = sums_ptr + row * (W * 16) + sums_places
+        if EVEN and WHOLE:
+            bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
+            sums = tl.load(sums_address)
+        else:
+            # Queries outside of the image are in `sums` as ones without weights.
+            inside = in_row & (row + query_rows < W)
+            bias = tl.load(
+                bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
+            )
+            sums = tl.load(sums_address, mask=inside[:, None], other=0.0)
+        if EVEN and WHOLE and D == D_PADDED:
+            q = tl.load(q_ptr + address)
+            grad_out = tl.load(grad_out_ptr + out_address)
+        else:
+            inside = in_row & (row + query_rows < W) & (top + row + query_rows < height)
+            if not WHOLE:
+                inside = inside & (left + query_columns < width)
+            query_mask = inside[:, None] & real[None, :]
+            q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
+            grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)
+        scores = tl.dot(log_sums_of, tl.trans(sums), bias, input_precision=PRECISION)
+        if k_ptr.dtype.element_ty != tl.float32:
+            scores = tl.dot(k_rest, tl.trans(q), scores)
+        scores = tl.dot(scaled_k, tl.trans(q), scores, input_precision=PRECISION)
+        weights = tl.exp2(scores)
+        grad_v = tl.dot(weights.to(q.dtype), grad_out, grad_v, input_precision=PRECISION)
+        products = tl.dot(deltas_of, tl.trans(sums), input_precision=PRECISION)
+        products = tl.dot(v, tl.trans(grad_out), products, input_precision=PRECISION)
+        grad_scores = weights * products
+        grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION)
+
+    places = (top + keys // W) * padded_row_stride + (left + key_columns) * padded_column_stride
+    address = image.to(tl.int64) * padded_image_stride + head * D
+    address += places[:, None] + channels[None, :]
+    tl.store(grad_k_ptr + address, (grad_k * scale).to(grad_k_ptr.dtype.element_ty), mask=mask)
+    tl.store(grad_v_ptr + address, grad_v.to(grad_v_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def bias_pass(
+    scaled_q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    sums_ptr,
+    grad_out_ptr,
+    grad_bias_ptr,
+    origins_ptr,
+    windows,
+    first_head,
+    height,
+    width,
+    row_stride,
+    column_stride,
+    out_row_stride,
+    out_column_stride,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    W: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: the gradient of a tile of one head's bias, summed over all windows.
+
+    `origins_ptr` is (windows, 4) of int64: where a window begins in keys and in results, and its
+    first row and column. `scaled_q_ptr` has queries times the scale of scores, with the strides of
+    results. `grad_bias_ptr` is (heads from `first_head` on, W * W, W * W) in float32, queries by
+    keys.
+    """
+    PIXELS: tl.constexpr = W * W
+    EVEN: tl.constexpr = PIXELS % BLOCK_M == 0 and PIXELS % BLOCK_N == 0 and D == D_PADDED
+    head = first_head + tl.program_id(2)
+    queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    keys = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    query_rows, query_columns = queries // W, queries % W
+    key_rows, key_columns = keys // W, keys % W
+    channels = tl.arange(0, D_PADDED)
+    real = channels < D
+
+    inside = (queries < PIXELS)[:, None] & (keys < PIXELS)[None, :]
+    bias_rows = ((W - 1 - query_rows) * W + query_columns) * W
+    bias_tile = bias_rows[:, None] + (key_rows * PIXELS + key_columns)[None, :]
+    bias_ptr += head * ((2 * W - 1) * PIXELS)
+    bias = tl.load(bias_ptr + bias_tile, mask=inside, other=float("-inf"))
+
+    parts = tl.arange(0, 16)
+    log_sums_of = selection(parts[:, None], 0, BLOCK_N, k_ptr.dtype.element_ty)
+    deltas_of = selection(parts[:, None], 8, BLOCK_N, k_ptr.dtype.element_ty)
+    out_places = query_rows * out_row_stride + query_columns * out_column_stride
+    key_places = key_rows * row_stride + key_columns * column_stride
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for window in range(0, windows):
+        base = tl.load(origins_ptr + 4 * window) + head * D
+        out_base = tl.load(origins_ptr + 4 * window + 1) + head * D
+        out_address = out_base + out_places[:, None] + channels[None, :]
+        if WHOLE:
+            key_address = base + key_places[:, None] + channels[None, :]
+        else:
+            top = tl.load(origins_ptr + 4 * window + 2).to(tl.int32)
+            left = tl.load(origins_ptr + 4 * window + 3).to(tl.int32)
+            rows, columns = reflected(top + key_rows, height), reflected(left + key_columns, width)
+            rows, columns = rows - top, columns - left
+            key_address = base + (rows * row_stride + columns * column_stride)[:, None]
+            key_address += channels[None, :]
+        sums_address = (window * HEADS + head).to(tl.int64) * (PIXELS * 16)
+        sums_address = sums_ptr + sums_address + queries[:, None] * 16 + parts[None, :]
+        if EVEN and WHOLE:
+            q = tl.load(scaled_q_ptr + out_address)
+            grad_out = tl.load(grad_out_ptr + out_address)
+            k = tl.load(k_ptr + key_address)
+            v = tl.load(v_ptr + key_address)
+            sums = tl.load(sums_address)
+        else:
+            wanted = queries < PIXELS
+            if not WHOLE:
+                wanted = wanted & (top + query_rows < height) & (left + query_columns < width)
+            mask = wanted[:, None] & real[None, :]
+            q = tl.load(scaled_q_ptr + out_address, mask=mask, other=0.0)
+            grad_out = tl.load(grad_out_ptr + out_address, mask=mask, other=0.0)
+            key_mask = (keys < PIXELS)[:, None] & real[None, :]
+            k = tl.load(k_ptr + key_address, mask=key_mask, other=0.0)
+            v = tl.load(v_ptr + key_address, mask=key_mask, other=0.0)
+            sums = tl.load(sums_address, mask=(queries < PIXELS)[:, None], other=0.0)
+        scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        products = tl.dot(sums, deltas_of, input_precision=PRECISION)
+        products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
+        total += tl.exp2(scores) * products
+
+    address = (tl.program_id(2) * PIXELS + queries).to(tl.int64)[:, None] * PIXELS + keys[None, :]
+    tl.store(grad_bias_ptr + address, total, mask=inside)

@@ -1,0 +1,166 @@
+"""Triton kernel of window attention, forward.
+
+Softmax(q k^T / sqrt(D) + B) v within windows of feature maps whose channels lie last, computed as
+FlashAttention does (Dao et al., 2022): no more than a tile of scores exists at a time. Scores are
+in base 2, with log2(e) folded into the queries and the bias.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def reflected(position, size):
+    """Where a pixel of an image lies that is continued at its end by reflection."""
+    period = tl.maximum(2 * (size - 1), 1)
+    position = position % period
+    return tl.minimum(position, period - position)
+
+
+@triton.jit
+def locate(window, height, width, W: tl.constexpr):
+    """Image, first row and first column of a window."""
+    columns = (width + W - 1) // W
+    windows = columns * ((height + W - 1) // W)
+    place = window % windows
+    return window // windows, place // columns * W, place % columns * W
+
+
+@triton.jit
+def scaled(x, scale, dtype: tl.constexpr):
+    """`scale` times x in a dtype, and what its rounding takes away, which scores would show."""
+    product = x.to(tl.float32) * scale
+    rounded = product.to(dtype)
+    return rounded, (product - rounded.to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def window_attention_forward(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    out_ptr,
+    log_sums_ptr,
+    scale,
+    height,
+    width,
+    image_stride,
+    row_stride,
+    column_stride,
+    out_image_stride,
+    out_row_stride,
+    out_column_stride,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    W: tl.constexpr,
+    W_PADDED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: BLOCK_M queries of one window and head.
+
+    `bias_ptr` is (heads, 2 W - 1, W, W) in float32, base 2: row distance, query column, key column.
+    `log_sums_ptr` is (windows, heads, W * W) in float32: log2 of each query's sum of exponentials.
+    """
+    PIXELS: tl.constexpr = W * W
+    ROWS: tl.constexpr = BLOCK_N // W_PADDED
+    EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
+    EVEN: tl.constexpr = W == W_PADDED and W % ROWS == 0
+    IN_MATRIX_UNITS: tl.constexpr = k_ptr.dtype.element_ty != tl.float32
+    # Neighbouring programs share the bias, which then comes from a cache.
+    window = tl.program_id(0)
+    block = tl.program_id(1)
+    head = tl.program_id(2)
+    image, top, left = locate(window, height, width, W)
+    base = image.to(tl.int64) * image_stride + head * D
+
+    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_rows, query_columns = queries // W, queries % W
+    channels = tl.arange(0, D_PADDED)
+    real = channels < D
+    wanted = (queries < PIXELS) & (top + query_rows < height) & (left + query_columns < width)
+    offsets = (top + query_rows) * row_stride + (left + query_columns) * column_stride
+    q = tl.load(
+        q_ptr + base + offsets[:, None] + channels[None, :],
+        mask=wanted[:, None] & real[None, :],
+        other=0.0,
+    )
+    q, q_rest = scaled(q, scale, k_ptr.dtype.element_ty)
+
+    # Keys go by rows of the window; all that does not depend on the row is computed once.
+    keys = tl.arange(0, BLOCK_N)
+    key_rows, key_columns = keys // W_PADDED, keys % W_PADDED
+    in_row = key_columns < W
+    columns = left + key_columns
+    if not WHOLE:
+        columns = reflected(columns, width)
+    columns = columns * column_stride
+    if WHOLE:
+        columns += (top + key_rows) * row_stride
+    if not EVEN_M:
+        query_rows = tl.minimum(query_rows, W - 1)
+    bias_rows = ((W - 1 - query_rows) * W + query_columns) * W
+    bias_tile = bias_rows[:, None] + (key_rows * PIXELS + key_columns)[None, :]
+    bias_ptr += head * ((2 * W - 1) * PIXELS)
+
+    top_score = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    sums = tl.zeros([BLOCK_M], tl.float32)
+    ones = tl.full([BLOCK_N, 16], 1.0, tl.float32).to(k_ptr.dtype.element_ty)
+    sums_by_dot = tl.zeros([BLOCK_M, 16], tl.float32)
+    result = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
+    for row in range(0, W, ROWS):
+        if WHOLE:
+            address = base + row * row_stride + columns[:, None] + channels[None, :]
+        else:
+            rows = reflected(top + row + key_rows, height) * row_stride
+            address = base + (rows + columns)[:, None] + channels[None, :]
+        if EVEN:
+            bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
+        else:
+            inside = in_row & (row + key_rows < W)
+            bias = tl.load(
+                bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
+            )
+        if EVEN and D == D_PADDED:
+            k = tl.load(k_ptr + address)
+            v = tl.load(v_ptr + address)
+        else:
+            mask = (in_row & (row + key_rows < W))[:, None] & real[None, :]
+            k = tl.load(k_ptr + address, mask=mask, other=0.0)
+            v = tl.load(v_ptr + address, mask=mask, other=0.0)
+        if IN_MATRIX_UNITS:
+            bias = tl.dot(q_rest, tl.trans(k), bias)
+        scores = tl.dot(q, tl.trans(k), bias, input_precision=PRECISION)
+        new_top = tl.maximum(top_score, tl.max(scores, 1))
+        # Where all scores are -inf so far, there is nothing to scale.
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(top_score - shift)
+        result *= shrink[:, None]
+        if IN_MATRIX_UNITS:
+            sums_by_dot *= shrink[:, None]
+            sums_by_dot = tl.dot(weights.to(k.dtype), ones, sums_by_dot)
+        else:
+            sums = sums * shrink + tl.sum(weights, 1)
+        result = tl.dot(weights.to(v.dtype), v, result, input_precision=PRECISION)
+        top_score = new_top
+    if IN_MATRIX_UNITS:
+        sums = tl.max(sums_by_dot, 1)
+
+    result = result / sums[:, None]
+    out_offsets = (
+        (top + query_rows) * out_row_stride + (left + query_columns) * out_column_stride + head * D
+    )
+    out_base = out_ptr + image.to(tl.int64) * out_image_stride
+    tl.store(
+        out_base + out_offsets[:, None] + channels[None, :],
+        result.to(out_ptr.dtype.element_ty),
+        mask=wanted[:, None] & real[None, :],
+    )
+    log_sums = top_score + tl.log2(sums)
+    rows = (window.to(tl.int64) * HEADS + head) * PIXELS
+    tl.store(log_sums_ptr + rows + queries, log_sums, mask=queries < PIXELS)

@@ -1,0 +1,398 @@
+"""Window attention on a GPU: the Triton kernels of this folder as operators of torch.library.
+
+They read feature maps as `to_qkv` leaves them, channels last: nothing is cut into windows, padded
+or transposed in memory, and windows are completed by reflection as they are read.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from esc_arch.kernels.gpu import attention_backward as backward_kernels
+from esc_arch.kernels.gpu.attention_forward import window_attention_forward
+from esc_arch.ops.attention import relative_position_bias_backward
+
+LOG2_E = math.log2(math.e)
+LARGEST_WINDOW = 96
+LARGEST_HEAD = 64
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The gradient of the bias is summed for as many heads at a time as fit into this many values.
+BIAS_VALUES = 2**26
+# log2 of the sum of exponentials of a query that is outside of the image: no weight is left.
+OUTSIDE = 30000.0
+
+
+class Launch(NamedTuple):
+    """How a kernel is cut into programs.
+
+    Attributes:
+        block_m: Rows of a tile of scores: what a program works for.
+        block_n: Columns: what it goes through, this many at a time.
+        warps: Warps of a program.
+        stages: Steps of the loop that are loaded ahead.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+def launch_for(kernel: str, dtype: torch.dtype, head_dim: int, window_size: int) -> Launch:
+    """Choose how to cut a kernel; benchmarks/gpu_static.py shows what registers each choice takes.
+
+    Args:
+        kernel: `forward`, `queries`, `keys` or `bias`.
+        dtype: Of queries, keys and values.
+        head_dim: Channels D of a head.
+        window_size: Side w of a window in pixels.
+    """
+    row = _power_of_two(window_size)
+    pixels = max(16, _power_of_two(window_size**2))
+    wide = _power_of_two(head_dim) > 32
+    if dtype == torch.float32:
+        block_m, block_n, warps, stages = 64, 32, 4, 1
+    elif kernel == "forward":
+        block_m, block_n, warps, stages = (128, 64, 8, 2) if wide else (128, 128, 8, 2)
+    elif kernel == "bias":
+        block_m, block_n, warps, stages = 64, 64, 4, 1
+    elif kernel == "keys":
+        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
+    else:
+        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 64, 4, 1)
+    if kernel != "bias":
+        if row > block_n:  # A row of keys must fit.
+            block_m, block_n = max(16, block_m * block_n // row), row
+    return Launch(min(block_m, pixels), max(16, min(block_n, pixels)), warps, stages)
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def can_run(q: Tensor, bias_table: Tensor, window_size: int) -> bool:
+    """Tell whether the kernels take such features, by window, channels of a head and dtype."""
+    return (
+        q.dtype in DTYPES
+        and 2 <= window_size <= LARGEST_WINDOW
+        and q.shape[1] // bias_table.shape[0] <= LARGEST_HEAD
+    )
+
+
+def bias_tiles(bias_table: Tensor, window_size: int) -> Tensor:
+    """Lay a table out so that the biases of a row of queries and a row of keys are a tile.
+
+    Args:
+        bias_table: (heads, (2w - 1)^2).
+        window_size: Side w of a window in pixels.
+
+    Returns:
+        (heads, 2w - 1, w, w) in float32, times log2(e): row distance, query column, key column.
+    """
+    heads, w = bias_table.shape[0], window_size
+    grid = bias_table.float().view(heads, 2 * w - 1, 2 * w - 1) * LOG2_E
+    return grid.unfold(2, w, 1).flip(2).contiguous()
+
+
+def fold_reflection(padded: Tensor, height: int, width: int) -> Tensor:
+    """Add the gradients of pixels that continue a feature map to those of the pixels they repeat.
+
+    Args:
+        padded: (B, C, H', W') with H' >= H and W' >= W, continued by reflection.
+        height: H.
+        width: W.
+
+    Returns:
+        (B, C, H, W), of the same values in the same order of sums each time.
+    """
+    for dim, size in ((-2, height), (-1, width)):
+        total = padded.narrow(dim, 0, size).clone()
+        start, mirrored = size, True
+        while start < padded.shape[dim]:
+            # One more turn of the reflection: size - 1 pixels, the last one excluded.
+            length = min(max(size - 1, 1), padded.shape[dim] - start)
+            part = padded.narrow(dim, start, length)
+            if size == 1:
+                total += part
+            elif mirrored:
+                total.narrow(dim, size - 1 - length, length).add_(part.flip(dim))
+            else:
+                total.narrow(dim, 1, length).add_(part)
+            start, mirrored = start + length, not mirrored
+        padded = total
+    return padded
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """What products of float32 are computed in: TF32 where the user allows it."""
+    allowed = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if allowed else "ieee"
+
+
+def _arguments(
+    q: Tensor, out: Tensor, heads: int, window_size: int, launch: Launch
+) -> tuple[list[int], dict[str, Any]]:
+    """What all kernels take: sizes and strides, and constants."""
+    height, width = q.shape[-2:]
+    head_dim = q.shape[1] // heads
+    sizes = [height, width]
+    for tensor in (q, out):
+        sizes += [tensor.stride(0), tensor.stride(2), tensor.stride(3)]
+    constants = {
+        "HEADS": heads,
+        "D": head_dim,
+        "D_PADDED": max(16, _power_of_two(head_dim)),
+        "W": window_size,
+        "WHOLE": height % window_size == 0 and width % window_size == 0,
+        "PRECISION": _precision(q.dtype),
+        "BLOCK_M": launch.block_m,
+        "BLOCK_N": launch.block_n,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+    }
+    return sizes, constants
+
+
+def _alike(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """Queries, keys and values with the same strides and their channels last."""
+    if q.stride(1) == 1 and q.stride() == k.stride() == v.stride():
+        return [q, k, v]
+    return [x.contiguous(memory_format=torch.channels_last) for x in (q, k, v)]
+
+
+def _windows(q: Tensor, window_size: int) -> int:
+    batch, _, height, width = q.shape
+    return batch * -(-height // window_size) * -(-width // window_size)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> None:
+    heads = bias_table.shape[0]
+    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape or q.shape[1] % heads:
+        raise ValueError(
+            f"q, k and v must be (B, heads * D, H, W) with {heads} heads, not "
+            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if bias_table.shape[1] != (2 * window_size - 1) ** 2:
+        raise ValueError(
+            f"bias_table must be (heads, {(2 * window_size - 1) ** 2}) for windows of "
+            f"{window_size}, not {tuple(bias_table.shape)}"
+        )
+    if q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
+        raise ValueError(f"q, k and v must be of one dtype of {DTYPES}, not {q.dtype}")
+
+
+@torch.library.custom_op("esc::triton_window_attention", mutates_args=())
+def triton_window_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
+) -> tuple[Tensor, Tensor]:
+    """Attend within the windows of feature maps.
+
+    Args:
+        q: Queries (B, heads * D, H, W), not yet scaled, of float32, bfloat16 or float16; D at most
+            64. Any H and W; windows are completed by reflection at the bottom and the right.
+        k: Keys, same shape.
+        v: Values, same shape.
+        bias_table: (heads, (2w - 1)^2).
+        window_size: Side w of a window in pixels, 2 to 96.
+
+    Returns:
+        The result (B, heads * D, H, W), channels last, and log2 of each query's sum of exponentials
+        (windows, heads, w * w), which the backward needs.
+    """
+    _check(q, k, v, bias_table, window_size)
+    heads = bias_table.shape[0]
+    head_dim = q.shape[1] // heads
+    q, k, v = _alike(q, k, v)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
+    windows, pixels = _windows(q, window_size), window_size**2
+    log_sums = q.new_empty((windows, heads, pixels), dtype=torch.float32)
+    launch = launch_for("forward", q.dtype, head_dim, window_size)
+    sizes, constants = _arguments(q, out, heads, window_size, launch)
+    grid = (windows, triton.cdiv(pixels, launch.block_m), heads)
+    window_attention_forward[grid](
+        q,
+        k,
+        v,
+        bias_tiles(bias_table, window_size),
+        out,
+        log_sums,
+        head_dim**-0.5 * LOG2_E,
+        *sizes,
+        W_PADDED=_power_of_two(window_size),
+        **constants,
+    )
+    return out, log_sums
+
+
+@triton_window_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> tuple[Tensor, ...]:
+    _check(q, k, v, bias_table, window_size)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
+    sums = (_windows(q, window_size), bias_table.shape[0], window_size**2)
+    return out, q.new_empty(sums, dtype=torch.float32)
+
+
+@torch.library.custom_op("esc::triton_window_attention_backward", mutates_args=())
+def triton_window_attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    grad_out: Tensor,
+    window_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v and the table; shapes as in `triton_window_attention`."""
+    _check(q, k, v, bias_table, window_size)
+    batch, channels, height, width = q.shape
+    heads, w = bias_table.shape[0], window_size
+    head_dim, pixels, windows = channels // heads, w**2, _windows(q, w)
+    q, k, v = _alike(q, k, v)
+    grad_out = grad_out.to(q.dtype).contiguous(memory_format=torch.channels_last)
+    scale = head_dim**-0.5
+    sums = sums_of(log_sums, out, grad_out)
+
+    grad_q = torch.empty_like(grad_out)
+    launch = launch_for("queries", q.dtype, head_dim, w)
+    sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    padded = _power_of_two(w)
+    tiles = bias_tiles(bias_table, w)
+    grid = (windows, triton.cdiv(pixels, launch.block_m), heads)
+    backward_kernels.queries_pass[grid](
+        q,
+        k,
+        v,
+        tiles,
+        sums,
+        grad_out,
+        grad_q,
+        scale,
+        scale * LOG2_E,
+        *sizes,
+        W_PADDED=padded,
+        **constants,
+    )
+
+    whole = (batch, channels, -(-height // w) * w, -(-width // w) * w)
+    grad_k, grad_v = (
+        torch.empty(whole, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    launch = launch_for("keys", q.dtype, head_dim, w)
+    sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    sizes += [grad_k.stride(0), grad_k.stride(2), grad_k.stride(3)]
+    turned = bias_tiles(bias_table.flip(1), w)
+    grid = (windows, triton.cdiv(pixels, launch.block_m), heads)
+    backward_kernels.keys_pass[grid](
+        *(q, k, v, turned, sums, grad_out, grad_k, grad_v, scale, scale * LOG2_E, *sizes),
+        W_PADDED=padded,
+        **constants,
+    )
+    if not constants["WHOLE"]:
+        grad_k, grad_v = (fold_reflection(grad, height, width) for grad in (grad_k, grad_v))
+
+    launch = launch_for("bias", q.dtype, head_dim, w)
+    sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    sizes = [*sizes[:2], *sizes[3:5], *sizes[6:]]
+    scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
+    origins = _origins(q, grad_out, w)
+    at_once = max(1, min(heads, BIAS_VALUES // pixels**2))
+    grad_tables = []
+    for first in range(0, heads, at_once):
+        count = min(at_once, heads - first)
+        grad_bias = q.new_empty((count, pixels, pixels), dtype=torch.float32)
+        grid = (triton.cdiv(pixels, launch.block_m), triton.cdiv(pixels, launch.block_n), count)
+        backward_kernels.bias_pass[grid](
+            *(scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, windows, first, *sizes),
+            **constants,
+        )
+        grad_tables.append(relative_position_bias_backward(grad_bias, w))
+    grad_table = torch.cat(grad_tables).to(bias_table.dtype)
+    return grad_q, grad_k, grad_v, grad_table
+
+
+def sums_of(log_sums: Tensor, out: Tensor, grad_out: Tensor) -> Tensor:
+    """What is taken from a query's scores and from their gradients, for the matrix units to take.
+
+    Args:
+        log_sums: log2 of each query's sum of exponentials (windows, heads, w * w).
+        out: Results (B, heads * D, H, W).
+        grad_out: Their gradients.
+
+    Returns:
+        (windows, heads, w * w, 16) in the dtype of `out`. Of each query, minus its log2 in the
+        first three columns, so large outside the image that no weight is left; and minus the
+        product of its result with its gradient in three columns from the eighth on. The values of
+        three columns add up to one of 24 bits.
+    """
+    batch, _, height, width = out.shape
+    windows, heads, pixels = log_sums.shape
+    w = math.isqrt(pixels)
+    products = (out.float() * grad_out.float()).view(batch, heads, -1, height, width).sum(2)
+    inside = _in_windows(torch.ones_like(products), w) > 0
+    sums = out.new_zeros((windows, heads, pixels, 16))
+    for first, value in (
+        (8, _in_windows(products, w)),
+        (0, torch.where(inside, log_sums, OUTSIDE)),
+    ):
+        rest = -value
+        for column in range(first, first + 3):
+            sums[..., column] = rest
+            rest = rest - sums[..., column].float()
+    return sums
+
+
+def _in_windows(x: Tensor, w: int) -> Tensor:
+    """Cut (B, heads, H, W) into (windows, heads, w * w), completed by zeros."""
+    heads, height, width = x.shape[1:]
+    x = torch.nn.functional.pad(x, (0, -width % w, 0, -height % w))
+    x = x.unflatten(3, (-1, w)).unflatten(2, (-1, w))
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads, w * w)
+
+
+def _origins(q: Tensor, out: Tensor, w: int) -> Tensor:
+    """Of each window: its offsets in `q` and in `out`, its first row and its first column."""
+    batch, _, height, width = q.shape
+    tops = torch.arange(0, height, w, device=q.device)
+    lefts = torch.arange(0, width, w, device=q.device)
+    images, rows, columns = torch.meshgrid(
+        torch.arange(batch, device=q.device), tops, lefts, indexing="ij"
+    )
+    offsets = [images * x.stride(0) + rows * x.stride(2) + columns * x.stride(3) for x in (q, out)]
+    return torch.stack([*offsets, rows, columns], dim=-1).view(-1, 4)
+
+
+@triton_window_attention_backward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias_table: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    grad_out: Tensor,
+    window_size: int,
+) -> tuple[Tensor, ...]:
+    grads = (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
+        for _ in range(3)
+    )
+    return *grads, torch.empty_like(bias_table)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.window_size = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = triton_window_attention_backward(*ctx.saved_tensors, grad_out, ctx.window_size)
+    return *grads, None
+
+
+triton_window_attention.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,163 @@
+"""The GPU kernels of window attention, run by Triton's interpreter on the CPU, against float64.
+
+test_triton_attention.py runs this in a process of its own, with TRITON_INTERPRET=1 from the start:
+Triton's own functions look at it when Triton is imported, which torch may have done.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from esc_arch.kernels.gpu import window_attention as gpu
+from esc_arch.ops.attention import naive
+from esc_arch.ops.windows import in_windows, pad_to_multiple
+
+# Batch, heads, channels of a head, height, width, window.
+SHAPES = [
+    (1, 2, 16, 8, 8, 8),
+    (2, 1, 16, 11, 13, 8),
+    (1, 3, 5, 9, 3, 4),
+    (1, 1, 16, 10, 20, 12),
+    (1, 1, 1, 7, 7, 5),
+    (1, 1, 64, 6, 4, 6),
+    (3, 2, 8, 1, 1, 4),
+    (1, 1, 16, 2, 30, 17),
+]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter keeps bfloat16 as its bits, and multiplies these as integers."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def values(operand: "interpreter.TensorHandle") -> np.ndarray:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand.data
+        return (operand.data.astype(np.uint32) << 16).view(np.float32)
+
+    def create_dot(self: object, a: object, b: object, start: object, *_: object) -> object:
+        product = np.matmul(values(a), values(b), dtype=start.data.dtype)
+        return interpreter.TensorHandle(product + start.data, start.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def make_inputs(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (B, 3C, H, W) with the channels last, a table, and a gradient of the result."""
+    batch, heads, dim, height, width, window = shape
+    generator = torch.Generator().manual_seed(seed)
+    qkv = torch.randn(batch, 3 * heads * dim, height, width, generator=generator)
+    table = torch.randn(heads, (2 * window - 1) ** 2, generator=generator) / 2
+    grad = torch.randn(batch, heads * dim, height, width, generator=generator)
+    return qkv.contiguous(memory_format=torch.channels_last), table, grad
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window: int) -> Tensor:
+    """The formula, on whole windows by reflection, cropped."""
+    height, width = q.shape[-2:]
+    whole = [pad_to_multiple(x, window) for x in (q, k, v)]
+    out = in_windows(
+        lambda *qkv: naive(*qkv, table, window),
+        *whole,
+        window_size=window,
+        num_heads=table.shape[0],
+    )
+    return out[..., :height, :width]
+
+
+def by_kernel(q: Tensor, k: Tensor, v: Tensor, table: Tensor, window: int) -> Tensor:
+    return gpu.triton_window_attention(q, k, v, table, window)[0]
+
+
+def run(
+    function: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0
+) -> list[Tensor]:
+    """The result, and the gradients of the features and of the table, in float64."""
+    qkv, table, grad = make_inputs(shape, seed)
+    # What all start from is the same: values that the narrowest dtype can hold.
+    qkv, grad = (x.to(torch.bfloat16).to(torch.float16).to(dtype) for x in (qkv, grad))
+    qkv.requires_grad_()
+    table = table.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    out = function(*qkv.chunk(3, dim=1), table, shape[-1])
+    assert out.dtype == dtype
+    (out * grad).sum().backward()
+    return [x.double() for x in (out.detach(), qkv.grad, table.grad)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_errors_are_at_most_twice_those_of_torch_or_two_units_in_the_last_place(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    exact = run(written_out, shape, torch.float64)
+    plain, ours = run(written_out, shape, dtype), run(by_kernel, shape, dtype)
+    for name, right, by_torch, result in zip(
+        ("out", "qkv", "table"), exact, plain, ours, strict=True
+    ):
+        # Of one pixel, all keys are alike, and the table has no gradient.
+        size = right.abs().max().clamp_min(0.1)
+        error, allowed = ((x - right).abs().max() / size for x in (result, by_torch))
+        assert error <= max(2 * allowed, 2 * torch.finfo(dtype).eps), (name, error, allowed)
+
+
+def test_gradients_are_the_same_to_the_bit_each_time() -> None:
+    first, second = (run(by_kernel, (2, 1, 16, 11, 13, 8), torch.float32) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+def test_large_scores_and_scores_of_minus_infinity() -> None:
+    (qkv, table, _), window = make_inputs((1, 1, 16, 8, 8, 8)), 8
+    table[0, ::3] = float("-inf")
+    q, k, v = (200 * qkv).chunk(3, dim=1)
+    right = written_out(q.double(), k.double(), v.double(), table.double(), window)
+    out = by_kernel(q, k, v, table, window)
+    assert out.isfinite().all()
+    assert (out - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+def test_a_query_without_any_finite_score_is_nan_as_in_the_formula() -> None:
+    (qkv, table, _), window = make_inputs((1, 1, 16, 4, 4, 4)), 4
+    out = by_kernel(*qkv.chunk(3, dim=1), torch.full_like(table, float("-inf")), window)
+    assert out.isnan().all()
+
+
+def test_other_layouts_of_the_features_give_the_same() -> None:
+    (qkv, table, _), window = make_inputs((2, 2, 8, 9, 10, 4)), 4
+    last = by_kernel(*qkv.chunk(3, dim=1), table, window)
+    first = by_kernel(*qkv.contiguous().chunk(3, dim=1), table, window)
+    assert torch.equal(last, first)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_operators_are_well_formed() -> None:
+    qkv, table, _ = make_inputs((1, 2, 4, 5, 6, 4))
+    q, k, v = (x.detach().requires_grad_() for x in qkv.chunk(3, dim=1))
+    torch.library.opcheck(gpu.triton_window_attention, (q, k, v, table.requires_grad_(), 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v, t: (q, k[:, :4], v, t), "q, k and v must be"),
+        (lambda q, k, v, t: (q, k, v, t[:, 1:]), "bias_table must be"),
+        (lambda q, k, v, t: (q, k.half(), v, t), "of one dtype"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change: Callable, message: str) -> None:
+    qkv, table, _ = make_inputs((1, 2, 4, 5, 6, 4))
+    with pytest.raises(ValueError, match=message):
+        gpu.triton_window_attention(*change(*qkv.chunk(3, dim=1), table), 4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (4, 7)])
+def test_reflection_is_folded_as_autograd_folds_it(height: int, width: int) -> None:
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    padded = pad_to_multiple(x, 8)
+    grad = torch.randn_like(padded)
+    padded.backward(grad)
+    torch.testing.assert_close(gpu.fold_reflection(grad, height, width), x.grad)

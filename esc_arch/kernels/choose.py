@@ -67,6 +67,8 @@ FAULTS: dict[str, Callable[..., str | None]] = {
 # What a kernel of attention lacks where it was asked for by name and cannot run.
 NEEDS: dict[str, str] = {
     "Fused": "it needs the CPU, float32 or narrower, and a C++ compiler at installation",
+    "Triton": "it needs a CUDA GPU, Triton, float32 or narrower, windows of 2 to 96 and heads of "
+    "at most 64 channels",
 }
 
 # Before PyTorch 2.7 nothing tells an export from torch.compile; both then see formulas.

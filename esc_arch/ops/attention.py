@@ -8,13 +8,15 @@ All backends compute the same function, softmax(q k^T / sqrt(D) + B) v, and shar
 | `Naive`     | the formula as written, all windows' scores at once         | everywhere     |
 | `Fused`     | our own kernel, in `esc_arch.kernels.cpu`; inside it is in  | CPU, if built  |
 |             | float32, but for bfloat16 on AMX matrix units               |                |
+| `Triton`  | our own kernel for GPUs, in `esc_arch.kernels.gpu`          | CUDA, Triton   |
 | `Chunked`   | our own: scores a few at a time, recomputed in the backward | everywhere     |
 | `SDPA`      | torch's scaled_dot_product_attention, the bias as its mask; |                |
 |             | backward as `Chunked`                                       | everywhere     |
 | `Flex`      | compiled FlexAttention, the bias gathered inside the kernel | with a compiler |
 
-`Auto`, the default, is what `esc_arch.kernels.choose` decides: `Flex` on CUDA and `Fused` on the
-CPU, but for float64; `SDPA` elsewhere and where these cannot run.
+`Auto`, the default, is what `esc_arch.kernels.choose` decides: `Triton` on CUDA, or `Flex` where
+that fails and for float64; `Fused` on the CPU, but for float64; `SDPA` elsewhere and where these
+cannot run.
 
 `FlashBias` has learned factors in place of the table and so a function of its own,
 `flashbias_attention`.
@@ -46,10 +48,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) 
     return recomputed_in_backward(_sdpa_forward, q, k, v, bias_table, window_size)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
-    """Backend on our own kernel for the device: see `window_attention`."""
+def by_kernel(
+    name: str, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
+) -> Tensor:
+    """Backend on a kernel of our own: see `window_attention`."""
     maps = (to_maps(x, window_size) for x in (q, k, v))
-    out = feature_attention(*maps, bias_table, window_size, "Fused")
+    out = feature_attention(*maps, bias_table, window_size, name)
     return from_maps(out, window_size, q.shape[1])
 
 
@@ -59,12 +63,13 @@ Layer = Callable[[Tensor], Tensor]
 # `feature_attention`; the others are torch's operations.
 BACKENDS: dict[str, Kernel] = {
     "Naive": naive,
-    "Fused": fused,
+    "Fused": functools.partial(by_kernel, "Fused"),
+    "Triton": functools.partial(by_kernel, "Triton"),
     "Chunked": chunked,
     "SDPA": sdpa,
     "Flex": flex,
 }
-KERNELS = ("Fused",)
+KERNELS = ("Fused", "Triton")
 ATTN_TYPES = ("Auto", *BACKENDS, "FlashBias")
 
 

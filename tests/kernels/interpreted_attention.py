@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from esc_arch.archs import ESC
+from esc_arch.kernels import choose
 from esc_arch.kernels.gpu import window_attention as gpu
 from esc_arch.ops.attention import naive
 from esc_arch.ops.windows import in_windows, pad_to_multiple
@@ -26,7 +28,9 @@ SHAPES = [
     (3, 2, 8, 1, 1, 4),
     (1, 1, 16, 2, 30, 17),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Errors that are small whatever torch's own are: some units in the last place.
+SMALL = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+DTYPES = list(SMALL)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +95,7 @@ def run(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_errors_are_at_most_twice_those_of_torch_or_two_units_in_the_last_place(
+def test_errors_are_at_most_twice_those_of_torch_in_the_same_precision_or_small(
     shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     exact = run(written_out, shape, torch.float64)
@@ -102,7 +106,7 @@ def test_errors_are_at_most_twice_those_of_torch_or_two_units_in_the_last_place(
         # Of one pixel, all keys are alike, and the table has no gradient.
         size = right.abs().max().clamp_min(0.1)
         error, allowed = ((x - right).abs().max() / size for x in (result, by_torch))
-        assert error <= max(2 * allowed, 2 * torch.finfo(dtype).eps), (name, error, allowed)
+        assert error <= max(2 * allowed, SMALL[dtype]), (name, error, allowed)
 
 
 def test_gradients_are_the_same_to_the_bit_each_time() -> None:
@@ -143,9 +147,9 @@ def test_the_operators_are_well_formed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda q, k, v, t: (q, k[:, :4], v, t), "q, k and v must be"),
-        (lambda q, k, v, t: (q, k, v, t[:, 1:]), "bias_table must be"),
-        (lambda q, k, v, t: (q, k.half(), v, t), "of one dtype"),
+        (lambda q, k, v, t: (q, k[:, :4], v, t), "k"),
+        (lambda q, k, v, t: (q, k, v, t[:, 1:]), "bias_table"),
+        (lambda q, k, v, t: (q, k.half(), v, t), "dtypes of q, k and v"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change: Callable, message: str) -> None:
@@ -161,3 +165,14 @@ def test_reflection_is_folded_as_autograd_folds_it(height: int, width: int) -> N
     grad = torch.randn_like(padded)
     padded.backward(grad)
     torch.testing.assert_close(gpu.fold_reflection(grad, height, width), x.grad)
+
+
+def test_a_network_runs_through_the_kernels() -> None:
+    torch.manual_seed(0)
+    options = {"dim": 32, "pdim": 16, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 1}
+    network = ESC(**options, window_size=8, num_heads=2, upscaling_factor=2, attn_type="Triton")
+    x = torch.rand(2, 3, 10, 12)
+    result = network(x)
+    assert {entry.name for entry in choose._kernels["feature_attention", "cpu"]} >= {"Triton"}
+    network.blocks[0].attn.attn_type = "Naive"
+    torch.testing.assert_close(result, network(x), rtol=1e-5, atol=1e-5)

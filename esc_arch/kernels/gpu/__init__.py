@@ -1,1 +1,6 @@
-"""Kernels for GPUs, in Triton; imported only where Triton is and a GPU wants them."""
+"""Kernels for GPUs, in Triton, which is imported when one of them runs first."""
+
+import importlib.util
+
+if importlib.util.find_spec("triton") is not None:
+    from esc_arch.kernels.gpu import triton_backend  # noqa: F401

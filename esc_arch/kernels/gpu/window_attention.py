@@ -1,19 +1,20 @@
 """Window attention on a GPU: the Triton kernels of this folder as operators of torch.library.
 
-They read feature maps as `to_qkv` leaves them, channels last: nothing is cut into windows, padded
-or transposed in memory, and windows are completed by reflection as they are read.
+Triton is imported when one of them runs first. They read feature maps as `to_qkv` leaves them,
+channels last: nothing is cut into windows, padded or transposed in memory, and windows are
+completed by reflection as they are read.
 """
 
 import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from esc_arch.kernels.gpu import attention_backward as backward_kernels
-from esc_arch.kernels.gpu.attention_forward import window_attention_forward
-from esc_arch.ops.attention import relative_position_bias_backward
+from esc_arch.kernels.cpu.operators import gradients
+from esc_arch.ops.attention import attend_in_windows, naive
+from esc_arch.ops.bias import relative_position_bias_backward
+from esc_arch.ops.faults import attention_fault
 
 LOG2_E = math.log2(math.e)
 LARGEST_WINDOW = 96
@@ -73,13 +74,10 @@ def _power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def can_run(q: Tensor, bias_table: Tensor, window_size: int) -> bool:
-    """Tell whether the kernels take such features, by window, channels of a head and dtype."""
-    return (
-        q.dtype in DTYPES
-        and 2 <= window_size <= LARGEST_WINDOW
-        and q.shape[1] // bias_table.shape[0] <= LARGEST_HEAD
-    )
+def can_run(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
+    """Tell whether the kernels take windows of features (B, C, H, W) of that size."""
+    head_dim = x.shape[1] // bias_table.shape[0]
+    return 2 <= window_size <= LARGEST_WINDOW and head_dim <= LARGEST_HEAD
 
 
 def bias_tiles(bias_table: Tensor, window_size: int) -> Tensor:
@@ -169,19 +167,20 @@ def _windows(q: Tensor, window_size: int) -> int:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> None:
-    heads = bias_table.shape[0]
-    if q.dim() != 4 or q.shape != k.shape or q.shape != v.shape or q.shape[1] % heads:
-        raise ValueError(
-            f"q, k and v must be (B, heads * D, H, W) with {heads} heads, not "
-            f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+    fault = attention_fault(q, k, v, bias_table, window_size)
+    if fault is None and not can_run(q, bias_table, window_size):
+        head_dim = q.shape[1] // bias_table.shape[0]
+        fault = (
+            f"windows of {window_size} with heads of {head_dim} channels; they must be of 2 to "
+            f"{LARGEST_WINDOW} with at most {LARGEST_HEAD}"
         )
-    if bias_table.shape[1] != (2 * window_size - 1) ** 2:
-        raise ValueError(
-            f"bias_table must be (heads, {(2 * window_size - 1) ** 2}) for windows of "
-            f"{window_size}, not {tuple(bias_table.shape)}"
-        )
-    if q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
-        raise ValueError(f"q, k and v must be of one dtype of {DTYPES}, not {q.dtype}")
+    if fault is None and (q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype):
+        fault = f"dtypes of q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be one of "
+        fault += ", ".join(str(dtype) for dtype in DTYPES)
+    if fault is None and len({x.device for x in (q, k, v, bias_table)}) > 1:
+        fault = "q, k, v and bias_table are on several devices; they must be on one"
+    if fault is not None:
+        raise ValueError(f"esc::triton_window_attention: {fault}")
 
 
 @torch.library.custom_op("esc::triton_window_attention", mutates_args=())
@@ -202,6 +201,8 @@ def triton_window_attention(
         The result (B, heads * D, H, W), channels last, and log2 of each query's sum of exponentials
         (windows, heads, w * w), which the backward needs.
     """
+    from esc_arch.kernels.gpu.attention_forward import window_attention_forward
+
     _check(q, k, v, bias_table, window_size)
     heads = bias_table.shape[0]
     head_dim = q.shape[1] // heads
@@ -211,7 +212,7 @@ def triton_window_attention(
     log_sums = q.new_empty((windows, heads, pixels), dtype=torch.float32)
     launch = launch_for("forward", q.dtype, head_dim, window_size)
     sizes, constants = _arguments(q, out, heads, window_size, launch)
-    grid = (windows, triton.cdiv(pixels, launch.block_m), heads)
+    grid = (windows, -(-pixels // launch.block_m), heads)
     window_attention_forward[grid](
         q,
         k,
@@ -247,6 +248,8 @@ def triton_window_attention_backward(
     window_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v and the table; shapes as in `triton_window_attention`."""
+    from esc_arch.kernels.gpu import attention_backward as backward_kernels
+
     _check(q, k, v, bias_table, window_size)
     batch, channels, height, width = q.shape
     heads, w = bias_table.shape[0], window_size
@@ -261,7 +264,7 @@ def triton_window_attention_backward(
     sizes, constants = _arguments(q, grad_out, heads, w, launch)
     padded = _power_of_two(w)
     tiles = bias_tiles(bias_table, w)
-    grid = (windows, triton.cdiv(pixels, launch.block_m), heads)
+    grid = (windows, -(-pixels // launch.block_m), heads)
     backward_kernels.queries_pass[grid](
         q,
         k,
@@ -286,7 +289,7 @@ def triton_window_attention_backward(
     sizes, constants = _arguments(q, grad_out, heads, w, launch)
     sizes += [grad_k.stride(0), grad_k.stride(2), grad_k.stride(3)]
     turned = bias_tiles(bias_table.flip(1), w)
-    grid = (windows, triton.cdiv(pixels, launch.block_m), heads)
+    grid = (windows, -(-pixels // launch.block_m), heads)
     backward_kernels.keys_pass[grid](
         *(q, k, v, turned, sums, grad_out, grad_k, grad_v, scale, scale * LOG2_E, *sizes),
         W_PADDED=padded,
@@ -305,7 +308,7 @@ def triton_window_attention_backward(
     for first in range(0, heads, at_once):
         count = min(at_once, heads - first)
         grad_bias = q.new_empty((count, pixels, pixels), dtype=torch.float32)
-        grid = (triton.cdiv(pixels, launch.block_m), triton.cdiv(pixels, launch.block_n), count)
+        grid = (-(-pixels // launch.block_m), -(-pixels // launch.block_n), count)
         backward_kernels.bias_pass[grid](
             *(scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, windows, first, *sizes),
             **constants,
@@ -391,8 +394,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grads = triton_window_attention_backward(*ctx.saved_tensors, grad_out, ctx.window_size)
-    return *grads, None
+    *inputs, out, log_sums = ctx.saved_tensors
+
+    def formula(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
+        return attend_in_windows(naive, q, k, v, bias_table, window_size)
+
+    def kernel(grad_out: Tensor, *inputs: Any) -> tuple[Tensor | None, ...]:
+        *tensors, window_size = inputs
+        grads = triton_window_attention_backward(*tensors, out, log_sums, grad_out, window_size)
+        return *grads, None
+
+    return gradients(ctx, formula, kernel, (*inputs, ctx.window_size), grad_out)
 
 
 triton_window_attention.register_autograd(_backward, setup_context=_save)

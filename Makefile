@@ -1,21 +1,46 @@
-# make demo PYTHON=python3.11 VENV=.venv: any of Python 3.10 to 3.12, any folder.
+# make demo PYTHON=python3.13 VENV=folder: any Python from 3.10 on, any folder.
+# make demo TORCH="torch torchvision --index-url ADDRESS": another build of PyTorch, such as the one
+# without CUDA: what PyTorch's own page has after `pip install` for the choice made there.
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?=
+# Those of them that are installed are tested too.
+PYTHONS ?= 3.10 3.12 3.13
 
 BIN := $(VENV)/bin
 # BasicSR's setup.py names torch as a build requirement, though it builds without. In an isolated
 # build pip would install a second torch only to throw it away; without --use-pep517 pip before 25
 # would let setuptools fetch one.
 INSTALL := $(BIN)/python -m pip install --no-build-isolation --use-pep517
+# What an extra asks for, without building the package once more.
+EXTRA = $(BIN)/python -m pip install $$($(BIN)/python .ci/extra.py $(1))
+# One thread a process: the tests run in several processes. Skipped tests are listed with reasons.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 -rs
 
-.PHONY: demo test lint docs clean
+.PHONY: check demo test test-all test-oldest test-pythons lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/basicsr demo
 
-# One thread a process: the tests run in several processes.
+# Within a few minutes; what is slow runs in test-all.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	$(PYTEST) -m "not slow"
+
+test-all: test-pythons $(VENV)/.installed-test
+	$(PYTEST)
+
+# The oldest of everything that is supported, on the oldest Python of it that is installed.
+test-oldest: wheel
+	.ci/test_wheel "3.10 3.11 3.12" $(VENV)-oldest --constraint tests/oldest.txt -- tests
+
+# Other Pythons than the one here, each with the wheel that was built here and the newest PyTorch.
+test-pythons: wheel
+	ours=$$($(BIN)/python -c "import sys; print('%d.%d' % sys.version_info[:2])"); \
+	for version in $(PYTHONS); do \
+		[ $$version != $$ours ] || continue; \
+		.ci/test_wheel $$version $(VENV)-$$version -- tests/archs tests/ops tests/kernels tests/zoo \
+			tests/inference tests/prepare tests/cli tests/plugin/test_train_end_to_end.py || exit 1; \
+	done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -23,22 +48,45 @@ lint: $(VENV)/.installed-test
 
 # Into site/, which opens from disk; a warning is an error.
 docs: $(VENV)/.installed
-	$(INSTALL) --editable ".[docs]"
+	$(call EXTRA,docs)
 	$(BIN)/mkdocs build --strict
 
+# One for every Python. auditwheel, where it is, makes it fit for other Linux distributions.
+wheel: $(VENV)/.installed
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
+	if command -v auditwheel && command -v patchelf && auditwheel repair -w dist/audited dist/*.whl; then \
+		rm dist/*.whl && mv dist/audited/*.whl dist; \
+	fi
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# What would fail, or be slow, after a long download is said before it.
+check:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2> /dev/null || { echo \
+		"make: PYTHON=$(PYTHON): Python 3.10 or newer is needed; name one by make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2> /dev/null || { echo \
+		"make: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; \
+		exit 1; }
+	@command -v $${CXX:-g++} > /dev/null || command -v clang++ > /dev/null || echo \
+		"make: no C++ compiler: everything works, but the CPU takes several times as long, and" \
+		"compile and Flex do not work; on Debian and Ubuntu: apt install g++, then make clean"
 
 # BasicSR asks for opencv-python, which needs the system's libGL; the headless build has the same
 # functions and needs nothing.
 $(VENV)/.installed: setup.py $(wildcard esc_arch/kernels/cpu/csrc/*)
+	@$(MAKE) --silent --no-print-directory check
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install setuptools wheel
+	$(BIN)/python -m pip install "setuptools>=70.1" wheel
+	$(if $(TORCH),$(BIN)/python -m pip install $(TORCH))
 	$(INSTALL) --editable .
 	$(BIN)/python -c "import cv2" || \
 		$(BIN)/python -m pip install --force-reinstall --no-deps opencv-python-headless
+	$(BIN)/basicsr install-basicsr
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) --editable ".[test]"
+	$(call EXTRA,test)
 	touch $@

@@ -231,19 +231,57 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
-def test_make_needs_no_second_torch_to_build_basicsr() -> None:
+def dry_run(*arguments: str) -> str:
+    """What make would run."""
     result = subprocess.run(
-        ["make", "--dry-run", "test", "VENV=absent"], cwd=ROOT, capture_output=True, text=True
+        ["make", "--dry-run", *arguments, "VENV=absent"], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    installs = [line for line in result.stdout.splitlines() if "--editable" in line]
-    assert len(installs) == 2
-    for line in installs:
-        assert "--no-build-isolation --use-pep517" in line
     assert not (ROOT / "absent").exists()
+    return result.stdout
+
+
+def test_make_builds_the_package_once_and_needs_no_second_torch_to_build_basicsr() -> None:
+    (install,) = [line for line in dry_run("test").splitlines() if "--editable" in line]
+    assert "--no-build-isolation --use-pep517" in install
+
+
+def test_make_installs_the_torch_that_it_is_told_before_anything_that_needs_one() -> None:
+    lines = dry_run("demo", "TORCH=torch torchvision --index-url ADDRESS").splitlines()
+    torch = lines.index("absent/bin/python -m pip install torch torchvision --index-url ADDRESS")
+    assert torch < next(number for number, line in enumerate(lines) if "--editable" in line)
+
+
+@pytest.mark.parametrize(
+    ("here", "status", "said"),
+    [
+        ((), 2, "Python 3.10 or newer is needed"),
+        (("python3",), 0, "no C++ compiler"),
+        (("python3", "clang++"), 0, None),
+    ],
+)
+def test_make_says_at_the_start_what_is_missing(
+    tmp_path: Path, here: tuple[str, ...], status: int, said: str | None
+) -> None:
+    for name in here:
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        program.chmod(0o755)
+    result = subprocess.run(
+        [shutil.which("make"), "--silent", "check", "SHELL=/bin/sh", f"PATH={tmp_path}"],
+        cwd=ROOT,
+        env={},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == status
+    lines = [line for line in result.stdout.splitlines() if line.startswith("make: ")]
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]
 
 
 def test_the_ci_script_can_be_run() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    for name in ("run", "test_wheel"):
+        script = ROOT / ".ci" / name
+        assert os.access(script, os.X_OK)
+        assert subprocess.run(["bash", "-n", str(script)]).returncode == 0

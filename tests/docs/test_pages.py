@@ -28,6 +28,7 @@ RUN = [
     "basicsr upscale photo.jpg",
     "basicsr upscale pictures/ -o larger/",
     "basicsr upscale photo.jpg -o photo_x2.png",
+    "basicsr compare upscaled/photo.png --lr photo.jpg",
     "basicsr checkpoints list",
     "basicsr checkpoints info ESC_light_x2_BSD",
     "basicsr convert safetensors ESC_light_x2_BSD -o ESC_light_x2.safetensors",

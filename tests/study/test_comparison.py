@@ -1,0 +1,97 @@
+"""`basicsr compare`: the metrics are the definitions', the square is the one asked for."""
+
+import cv2
+import numpy as np
+import pytest
+
+from esc_arch.cli.main import main
+from esc_arch.prepare.imresize import imresize
+from esc_arch.study.comparison import make_panels, most_different
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch, photographs):
+    """hr.png, lr.png at half its size, and two results: a.png blurred, b.png off by 2 levels."""
+    monkeypatch.chdir(tmp_path)
+    hr = cv2.cvtColor(photographs["chelsea"][100:181, 150:271], cv2.COLOR_RGB2BGR)
+    cv2.imwrite("hr.png", hr)
+    hr = hr[:80, :120]
+    cv2.imwrite("lr.png", imresize(hr, 0.5))
+    cv2.imwrite("a.png", cv2.GaussianBlur(hr, (5, 5), 1.5))
+    cv2.imwrite("b.png", np.clip(hr.astype(int) + 2, 0, 255).astype(np.uint8))
+    return tmp_path
+
+
+def test_bicubic_comes_first_and_the_ground_truth_last(pictures, capsys):
+    done = main(["compare", "a.png", "b.png", "--reference", "hr.png", "--lr", "lr.png"])
+    assert done == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:4]] == ["bicubic", "a", "b", "ground truth"]
+    assert lines[4] == "PSNR and SSIM on Y, without a border of 2 pixels"
+    assert cv2.imread("comparison.png").std() > 0
+
+
+def test_psnr_is_that_of_the_definition(pictures):
+    panels, border = make_panels(
+        [("b", pictures / "b.png")], pictures / "hr.png", pictures / "lr.png"
+    )
+    images = [cv2.imread(str(pictures / f"{name}.png"))[:80, :120] for name in ("b", "hr")]
+    weights = np.array([24.966, 128.553, 65.481]) / 255  # ITU-R BT.601, BGR.
+    difference = ((images[0].astype(float) - images[1]) @ weights)[2:-2, 2:-2]
+    assert border == 2
+    psnr = 10 * np.log10(255**2 / (difference**2).mean())
+    assert panels[1].psnr == pytest.approx(psnr, abs=0.01)
+    assert panels[0].psnr < panels[1].psnr and panels[2].psnr is None
+
+
+def test_the_square_is_where_the_pictures_differ_most(pictures):
+    changed = cv2.imread("b.png")
+    changed[40:56, 90:106] = 255 - changed[40:56, 90:106]
+    cv2.imwrite("c.png", changed)
+    panels, _ = make_panels([(n, pictures / f"{n}.png") for n in ("b", "c")], None, None)
+    left, top = most_different(panels, 16)
+    assert abs(left - 90) <= 1 and abs(top - 40) <= 1
+
+
+def test_pictures_of_16_bits_grey_and_transparent_are_compared(pictures):
+    grey = cv2.imread("a.png", cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite("grey16.png", grey.astype(np.uint16) * 257)
+    cv2.imwrite("clear.png", np.dstack([cv2.imread("a.png"), np.zeros_like(grey)]))
+    panels, _ = make_panels([(n, pictures / f"{n}.png") for n in ("grey16", "clear")], None, None)
+    np.testing.assert_array_equal(panels[0].pixels, np.repeat(grey[..., None], 3, axis=2))
+    assert (panels[1].pixels == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "lr.png"], "lr.png: is 60x40, and a.png is 120x80; one size is needed"),
+        (["a.png", "--reference", "lr.png"], "--reference lr.png: is 60x40, and a.png is 120x80"),
+        (
+            ["lr.png", "--lr", "a.png"],
+            "--lr a.png: is 120x80, and lr.png is 60x40: no multiple of it",
+        ),
+        (["a.png", "--crop", "100", "10", "40"], "--crop 100 10 40: not a square of 4 pixels"),
+        (["a.png", "--names", "A", "B"], "--names: 2 for 1 pictures"),
+        (["a.png", "-o", "a.gif"], "--output a.gif: must end in .png, .pdf, .svg"),
+        (["none.png"], "none.png: "),
+    ],
+)
+def test_mistakes_are_one_line(pictures, capsys, arguments, message):
+    assert main(["compare", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("basicsr: error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_results_of_one_name_are_told_apart_by_their_folders(pictures, capsys):
+    for folder in ("ours", "theirs"):
+        (pictures / folder).mkdir()
+        cv2.imwrite(f"{folder}/cat.png", cv2.imread("a.png"))
+    paths = [f"{folder}/cat.png" for folder in ("ours", "theirs")]
+    assert main(["compare", *paths, "--crop", "8", "8", "32", "-o", "figure.pdf"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        *("ours", "theirs"),
+        "figure.pdf: 32x32 at 8, 8",
+    ]
+    assert (pictures / "figure.pdf").read_bytes().startswith(b"%PDF")

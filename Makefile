@@ -17,7 +17,7 @@ EXTRA = $(BIN)/python -m pip install $$($(BIN)/python .ci/extra.py $(1))
 # One thread a process: the tests run in several processes. Skipped tests are listed with reasons.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 -rs
 
-.PHONY: check demo test test-all test-oldest test-pythons lint docs wheel clean
+.PHONY: check demo test test-all test-oldest test-pythons test-sanitizers lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/basicsr demo
@@ -41,6 +41,19 @@ test-pythons: wheel
 		.ci/test_wheel $$version $(VENV)-$$version -- tests/archs tests/ops tests/kernels tests/zoo \
 			tests/inference tests/prepare tests/cli tests/plugin/test_train_end_to_end.py || exit 1; \
 	done
+
+# The kernels under AddressSanitizer and UBSan, which end a test at the first bad access.
+SANITIZED := build/sanitized
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+
+test-sanitizers: $(VENV)/.installed-test
+	rm -rf $(SANITIZED)
+	CC=gcc CXX=g++ CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet \
+		build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+	ESC_CPU_KERNELS=$$(echo $(CURDIR)/$(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so) \
+		$(BIN)/python -m pytest -m "not slow" tests/kernels --ignore tests/kernels/test_builds.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

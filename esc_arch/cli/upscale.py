@@ -241,11 +241,15 @@ def _shard(text: str | None) -> tuple[int, int]:
 
 def _load(args: argparse.Namespace) -> "Upscaler":
     from esc_arch.inference.load import load
+    from esc_arch.kernels.cpu.library import note_on_bfloat16
     from esc_arch.zoo.local import find, other_than_published
 
     upscaler = load(
         args.model, args.device, args.dtype, args.tile, tile_pad=args.tile_pad, scale=args.scale
     )
+    device = next(upscaler.network.parameters()).device
+    if args.dtype == "bfloat16" and (note := note_on_bfloat16(device)):
+        print(f"basicsr: {note}", file=sys.stderr)
     path = find(args.model) if args.model else None
     if path is not None and (note := other_than_published(path)):
         print(f"basicsr: {note}", file=sys.stderr)

@@ -376,11 +376,17 @@ def test_tiles_change_little_and_whole_windows_not_at_all(model, upscaler, photo
     torch.testing.assert_close(one_tile, whole)
 
 
-def test_the_command_takes_tiles_and_half_precision(folder, model, crop):
+def test_the_command_takes_tiles_and_half_precision(folder, model, crop, capsys):
+    from esc_arch.kernels.cpu import library
+
     Image.fromarray(crop).save("a.png")
     assert upscale("a.png", "-o", "whole", "--model", model) == 0
     more = ("--tile", 16, "--tile-pad", 8, "--dtype", "bfloat16")
+    assert "bfloat16" not in capsys.readouterr().err
     assert upscale("a.png", "-o", "tiled", "--model", model, *more) == 0
+    brings_nothing = library.is_built() and not library.has_amx()
+    said = "basicsr: bfloat16 is no faster than float32"
+    assert capsys.readouterr().err.count(said) == brings_nothing
     whole, tiled = (
         np.asarray(Image.open(f"{name}/a.png")).astype(int) for name in ("whole", "tiled")
     )

@@ -196,6 +196,17 @@ def has_amx() -> bool:
     return is_built() and bool(library().esc_amx_is_usable())
 
 
+def note_on_bfloat16(device: torch.device) -> str | None:
+    """Return a line to say where bfloat16 is asked for and brings next to nothing, else None.
+
+    Without matrix units the kernels compute in float32, and torch's convolutions gain little: on an
+    AMD EPYC (Zen 4) inference took 1.62 s for 1.57 in float32, a training step 0.85 for 0.94.
+    """
+    if device.type != "cpu" or not is_built() or has_amx():
+        return None
+    return "bfloat16 is no faster than float32 on this processor, which has no AMX, and less exact"
+
+
 def operand_tiles(matrices: Tensor) -> Tensor:
     """Pack right operands of products for the functions in bfloat16.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esc_arch.errors import UserError
 from esc_arch.inference.tiling import global_pools, super_resolve_tiled
+from esc_arch.kernels.cpu.library import note_on_bfloat16
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteSteps
@@ -71,6 +72,8 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
         if str(use_amp).lower() not in AMP_DTYPES:
             raise UserError(f"use_amp: {use_amp!r}: must be true, false, bfloat16 or float16")
         self.amp_dtype = AMP_DTYPES[str(use_amp).lower()]
+        if self.amp_dtype == torch.bfloat16 and (note := note_on_bfloat16(self.device)):
+            get_root_logger().warning(f"use_amp: {note}.")
         # With float32 and bfloat16 it is disabled and passes everything through.
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype == torch.float16

@@ -203,6 +203,25 @@ def test_mixed_precision_in_bfloat16_trains_close_to_full_precision():
     assert model.output.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("asked", "amx", "said"), [(True, False, 1), (True, True, 0), (False, False, 0)]
+)
+def test_it_is_said_where_bfloat16_brings_nothing(asked, amx, said, monkeypatch, caplog):
+    from basicsr.utils import get_root_logger
+
+    from esc_arch.kernels.cpu import library
+
+    monkeypatch.setattr(library, "is_built", lambda: True)
+    monkeypatch.setattr(library, "has_amx", lambda: amx)
+    logger = get_root_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        build(options(use_amp=asked))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.text.count("use_amp: bfloat16 is no faster than float32") == said
+
+
 def test_mixed_precision_in_float16_scales_gradients_and_trains():
     model = build(options(train={"use_amp": "float16"}))
     assert model.scaler.is_enabled()

@@ -7,6 +7,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+# Before PyTorch 2.7 torch.compile breaks its graph at the question.
+_can_ask_in_graphs = hasattr(torch.compiler, "is_exporting")
+
 
 def only_formulas_differentiate() -> bool:
     """Tell whether derivatives are being taken that none but formulas have.
@@ -14,7 +17,11 @@ def only_formulas_differentiate() -> bool:
     That is so in forward mode (`torch.func.jvp`, `torch.autograd.forward_ad`) and within any other
     transform of `torch.func`.
     """
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling() and not _can_ask_in_graphs:
+        return False
+    return torch._C._are_functorch_transforms_active()
 
 
 def refuse_forward_mode(operator: str, *tensors: Tensor) -> None:

@@ -52,7 +52,10 @@ def _kernel_fault(name: str, tensor: Tensor) -> str | None:
 
 
 def _first(*faults: str | None) -> str | None:
-    return next((fault for fault in faults if fault is not None), None)
+    for fault in faults:
+        if fault is not None:
+            return fault
+    return None
 
 
 def table_fault(bias_table: Tensor, heads: int, window_size: int) -> str | None:

@@ -4,6 +4,7 @@ from esc_arch.kernels.cpu import library
 
 if library.is_built():
     from esc_arch.kernels.cpu import (  # noqa: F401
+        flops,
         fused_attention,
         fused_conv_attn,
         fused_conv_ffn,

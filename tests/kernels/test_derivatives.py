@@ -1,0 +1,126 @@
+"""Derivatives of every kind through layers whose kernels have only gradients."""
+
+import itertools
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from kernel_checks import kernels_called, needs_kernels
+
+from esc_arch.archs import ESC, ESCFP, ConvAttn, FlashWindowAttn
+from esc_arch.archs.escfp import SeparableDynamicConv
+from esc_arch.archs.layers import ConvFFN
+from esc_arch.kernels.cpu import library as cpu_kernels
+
+LAYERS = {
+    "ConvFFN": lambda: ConvFFN(16, 3, 1.5),
+    "ConvAttn": lambda: ConvAttn(16, 8, 5),
+    "FlashWindowAttn": lambda: FlashWindowAttn(16, 4, 2),
+    "FlashWindowAttn SDPA": lambda: FlashWindowAttn(16, 4, 2, "SDPA"),
+    "FlashWindowAttn Chunked": lambda: FlashWindowAttn(16, 4, 2, "Chunked"),
+    "ESC": lambda: ESC(16, 8, 5, 1, 1, 4, 2, 2),
+    "ESCFP": lambda: ESCFP(16, 8, 5, 1, 1, 4, 2, 2),
+}
+
+
+def make(name):
+    """Return a layer, the same in float64 (which runs by the formulas), and features."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    for parameter in layer.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    wide = LAYERS[name]().double()
+    wide.load_state_dict(layer.state_dict())
+    return layer, wide, torch.randn(2, 3 if name.startswith("ESC") else 16, 8, 5)
+
+
+def assert_near(value, expected):
+    torch.testing.assert_close(value.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_mode_gives_the_derivative_of_the_formula(name):
+    layer, wide, x = make(name)
+    direction = torch.randn_like(x)
+    step = 1e-6 * direction.double()
+    expected = (wide(x.double() + step) - wide(x.double() - step)) / 2e-6
+    assert_near(torch.func.jvp(layer, (x,), (direction,))[1], expected)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), forward_ad.dual_level():
+            out = layer(forward_ad.make_dual(x, direction))
+            assert_near(forward_ad.unpack_dual(out).tangent, expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_gradients_are_those_of_the_formula(name):
+    layer, wide, x = make(name)
+    weights = torch.randn(layer(x).shape)
+
+    def twice(layer, x, weights):
+        inputs = [x.clone().requires_grad_(), *layer.parameters()]
+        first = torch.autograd.grad((layer(inputs[0]) * weights).sum(), inputs, create_graph=True)
+        penalty = sum(grad.square().sum() for grad in first)
+        second = torch.autograd.grad(penalty, inputs, allow_unused=True)
+        return [
+            torch.zeros_like(i) if g is None else g for g, i in zip(second, inputs, strict=True)
+        ]
+
+    ours = twice(layer, x, weights)
+    for value, expected in zip(ours, twice(wide, x.double(), weights.double()), strict=True):
+        assert (value.double() - expected).norm() <= 1e-4 * (1 + expected.norm())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_transforms_of_functions_are_those_of_the_formula(name):
+    layer, wide, x = make(name)
+    grads = torch.func.grad(lambda x: layer(x).square().sum())(x)
+    leaf = x.double().requires_grad_()
+    assert_near(grads, torch.autograd.grad(wide(leaf).square().sum(), leaf)[0])
+    if name.startswith("ESC"):
+        return  # torch.vmap knows no channels_last.
+    each = torch.func.vmap(lambda image: layer(image[None])[0])(x)
+    assert_near(each, wide(x.double()).detach())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_reach_whatever_alone_requires_them(name):
+    layer, wide, x = make(name)
+    if name == "ESCFP":
+        assert any(isinstance(module, SeparableDynamicConv) for module in layer.modules())
+    names = [name for name, _ in layer.named_parameters()]
+    groups = [[one] for one in names] + [[], names]
+    for module in (layer, wide):
+        module.requires_grad_(False)
+    for group, of_input in itertools.product(groups, (False, True)):
+        if not group and not of_input:
+            continue
+        found = []
+        for module, features in ((layer, x), (wide, x.double())):
+            inputs = [module.get_parameter(one).requires_grad_() for one in group]
+            features = features.clone().requires_grad_(of_input)
+            inputs += [features] if of_input else []
+            found.append(torch.autograd.grad(module(features).square().sum(), inputs))
+            module.requires_grad_(False)
+        for value, expected in zip(*found, strict=True):
+            assert (value - expected).norm() <= 1e-4 * expected.norm(), (group, of_input)
+
+
+@needs_kernels
+def test_operators_called_by_themselves_refuse_to_lose_a_derivative():
+    from esc_arch.kernels.cpu.fused_conv_ffn import fused_conv_ffn
+
+    weights = list(ConvFFN(16, 3, 2).parameters())
+    x = torch.randn(1, 16, 4, 4)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="no derivative in forward mode"):
+            fused_conv_ffn(dual, *weights)
+
+
+def test_training_steps_run_the_kernels_forwards_and_backwards():
+    layer, _, x = make("ESC")
+    with kernels_called() as called:
+        layer(x).sum().backward()
+    expected = {"conv_ffn", "conv_ffn_backward", "symmetric_conv", "symmetric_conv_weight"}
+    expected |= {"window_attention", "window_attention_backward"}
+    assert set(called) == (expected if cpu_kernels.is_built() else set())

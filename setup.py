@@ -162,6 +162,8 @@ setup(
         "docs": ["mkdocs-material"],
         "flash": ["flash-attn"],
         "bench": ["spandrel", "spandrel-extra-arches"],
+        # Networks of others to train and test: ATD, SRFormer, OmniSR, PLKSR.
+        "peers": ["spandrel", "spandrel-extra-arches"],
     },
     entry_points={
         "console_scripts": ["basicsr=esc_arch.cli.main:main"],

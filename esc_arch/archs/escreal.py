@@ -81,13 +81,14 @@ class DySample(nn.Module):
         grid_y = 2 * (offset[:, 1] + base_y) / height - 1
         grid = torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
         sampled = F.grid_sample(
-            x.reshape(batch * self.groups, -1, height, width),
-            grid.to(x.dtype),
+            # Places in a picture are too many for half precision.
+            x.reshape(batch * self.groups, -1, height, width).to(grid.dtype),
+            grid,
             mode="bilinear",
             padding_mode="border",
             align_corners=False,
         )
-        return self.end_conv(sampled.view(batch, -1, *sampled.shape[-2:]))
+        return self.end_conv(sampled.view(batch, -1, *sampled.shape[-2:]).to(x.dtype))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

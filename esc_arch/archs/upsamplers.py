@@ -101,9 +101,11 @@ class LocalDeformableAttention(nn.Module):
         """Where each tap looks: grids (B * groups, s * H, s * W, 2), x then y, from -1 to 1."""
         batch, _, height, width = query.shape
         offsets = self.conv_offset(query.reshape(batch * self.groups, -1, height, width))
-        offsets = self.reach * offsets.tanh()
-        rows = torch.arange(height, device=query.device, dtype=query.dtype).view(-1, 1)
-        columns = torch.arange(width, device=query.device, dtype=query.dtype)
+        # Places in a picture are too many for half precision.
+        exact = torch.promote_types(query.dtype, torch.float32)
+        offsets = (self.reach * offsets.tanh()).to(exact)
+        rows = torch.arange(height, device=query.device, dtype=exact).view(-1, 1)
+        columns = torch.arange(width, device=query.device, dtype=exact)
         grids = []
         for tap in range(self.taps):
             y = rows + offsets[:, 2 * tap] + tap // 3 - 1
@@ -116,9 +118,9 @@ class LocalDeformableAttention(nn.Module):
         batch, _, height, width = features.shape
         grouped = features.reshape(batch * self.groups, -1, height, width)
         sampled = F.grid_sample(
-            grouped, grid, mode="bilinear", padding_mode="zeros", align_corners=True
+            grouped.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=True
         )
-        return sampled.view(batch, -1, *sampled.shape[-2:])
+        return sampled.view(batch, -1, *sampled.shape[-2:]).to(features.dtype)
 
 
 def _pixel_shuffle_direct(dim: int, mid_dim: int, scale: int) -> Layers:

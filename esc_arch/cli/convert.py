@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from esc_arch.zoo.loading import Checkpoint
 
-HELP = "Convert a checkpoint: to FlashBias, or to safetensors."
+HELP = "Convert a checkpoint: to FlashBias, to safetensors, from and to other trainers' names."
 
 # Side of the part of the photograph that serves as LR image.
 _CROP = 128
@@ -61,10 +61,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     safetensors.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
+    for kind, text in (
+        ("basicsr", "a network of traiNNer-redux or neosr, to train on in BasicSR"),
+        ("trainner", "a network as traiNNer-redux writes it, where it has the same"),
+    ):
+        names = kinds.add_parser(kind, help=f"write {text}; prints its options")
+        names.add_argument("checkpoint", metavar="CHECKPOINT", help="name or path")
+        names.add_argument(
+            "-o",
+            "--output",
+            required=True,
+            metavar="OUT",
+            help="file to write, .pth or .safetensors",
+        )
+        names.add_argument(
+            "--scale",
+            type=int,
+            metavar="N",
+            help="by how much it upscales, for the few files that do not tell",
+        )
+        names.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
 
 def run(args: argparse.Namespace) -> int:
     """Convert."""
-    return {"flashbias": _flashbias, "safetensors": _safetensors}[args.kind](args)
+    kinds = {
+        "flashbias": _flashbias,
+        "safetensors": _safetensors,
+        "basicsr": _names,
+        "trainner": _names,
+    }
+    return kinds[args.kind](args)
 
 
 def _flashbias(args: argparse.Namespace) -> int:
@@ -207,6 +234,30 @@ def _safetensors(args: argparse.Namespace) -> int:
         metadata[key] = value
     _write(output, checkpoint.params, metadata)
     print(f"written: {output}")
+    return 0
+
+
+def _names(args: argparse.Namespace) -> int:
+    import yaml
+
+    from esc_arch.errors import printable
+    from esc_arch.zoo.foreign_names import to_basicsr, to_trainner
+    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.zoo.local import resolve
+
+    path, output = resolve(args.checkpoint), Path(args.output)
+    _check_output(output, (".pth", ".safetensors"), args.overwrite)
+    checkpoint: Checkpoint = read_checkpoint(path, args.scale)
+    if args.kind == "basicsr":
+        named = {k: to_basicsr(checkpoint.network_g, v) for k, v in checkpoint.params.items()}
+        params = {key: tensors for key, (_, tensors) in named.items()}
+        network_g = next(iter(named.values()))[0]
+        _write(output, params, checkpoint.metadata)
+    else:
+        network_g, best = to_trainner(checkpoint.network_g, checkpoint.best, printable(path))
+        _write(output, best if output.suffix == ".pth" else {"params": best}, checkpoint.metadata)
+    print(f"written: {output}")
+    print(yaml.safe_dump({"network_g": network_g}, sort_keys=False), end="")
     return 0
 
 

@@ -94,8 +94,9 @@ def _register_networks(_: ModuleType) -> None:
 
     from esc_arch.archs import NETWORKS
     from esc_arch.archs.foreign import FOREIGN_NAMES
+    from esc_arch.plugin.peers import PEERS
 
-    for name, network in {**NETWORKS, **FOREIGN_NAMES}.items():
+    for name, network in {**NETWORKS, **FOREIGN_NAMES, **PEERS}.items():
         _register(ARCH_REGISTRY, name, network)
 
 

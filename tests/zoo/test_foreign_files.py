@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+import yaml
+from basicsr.archs import build_network
+from safetensors.torch import load_file, save_file
 
 import esc_arch  # noqa: F401
 from esc_arch.archs import ESCRealM
+from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.inference.load import load
 from esc_arch.ops.bias import relative_position_bias
@@ -164,3 +167,41 @@ def test_the_scale_can_be_given_where_nothing_tells_it(tmp_path):
         torch.testing.assert_close(sr, network(lq).clamp(0, 1), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="give the scale"):
         load(tmp_path / "edited.pth")
+
+
+def test_converted_to_our_names_a_file_gives_the_same_and_can_be_trained_on(case, tmp_path, capsys):
+    torch.save(case["params"], tmp_path / "theirs.pth")
+    arguments = [str(tmp_path / "theirs.pth"), "-o", str(tmp_path / "ours.pth")]
+    assert main(["convert", "basicsr", *arguments]) == 0
+    shown = capsys.readouterr().out
+    network_g = yaml.safe_load(shown.split("\n", 1)[1])["network_g"]
+    network = build_network(network_g)
+    network.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True)["params"])
+    assert largest_error(network.eval(), case) < 2e-4
+    if case["options"].get("upsampler") == "dysample":
+        same = case["options"]["mid_dim"] == case["options"]["dim"]
+        assert network_g["type"] == ("ESCReal" if same else "ESCRealM")
+
+
+def test_what_trainner_wrote_comes_back_to_the_bit(tmp_path):
+    for path in FILES:
+        case = torch.load(path, weights_only=True)
+        if case["type"] != "escrealm":
+            continue
+        torch.save(case["params"], tmp_path / "a.pth")
+        ours, theirs = str(tmp_path / "ours.safetensors"), str(tmp_path / "theirs.safetensors")
+        steps = (["basicsr", str(tmp_path / "a.pth"), "-o", ours], ["trainner", ours, "-o", theirs])
+        for step in steps:
+            assert main(["convert", *step, "--overwrite"]) == 0
+        found = load_file(theirs)
+        assert found.keys() == case["params"].keys()
+        assert all(torch.equal(found[name], value) for name, value in case["params"].items()), path
+
+
+def test_a_network_that_trainner_has_not_is_refused(tmp_path, capsys):
+    case = torch.load(FILES[0], weights_only=True)
+    torch.save({"params": case["params"]}, tmp_path / "a.pth")
+    output = tmp_path / "b.safetensors"
+    assert main(["convert", "trainner", str(tmp_path / "a.pth"), "-o", str(output)]) == 2
+    assert "traiNNer-redux has no such network (up+conv+conv)" in capsys.readouterr().err
+    assert not output.exists()

@@ -79,7 +79,8 @@ class Upscaler:
     @property
     def window_size(self) -> int:
         """Multiple that whole pictures are padded to."""
-        return self.options.get("window_size", 1)
+        # The network's own is in LR pixels, also where it folds the pixels into channels.
+        return getattr(self.network, "window_size", self.options.get("window_size", 1))
 
     def upscale(self, image: "Kind", **options: Any) -> "Kind":
         """Upscale, and give back what was given.

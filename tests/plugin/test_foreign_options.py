@@ -1,12 +1,16 @@
 """Option files that name networks as traiNNer-redux and neosr do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.options import parse_options
+from safetensors.torch import save_file
 
 from esc_arch.plugin.preflight.check import check_options
 from esc_arch.plugin.scale_option import name_the_scale
+from esc_arch.zoo.loading import load_network
 
 TINY = {
     "dim": 16,
@@ -49,3 +53,32 @@ def test_a_scale_that_is_not_the_files_is_refused(write_train_options):
     assert check_options(path) == [
         "network_g:upscaling_factor: is 4, but scale is 2: they must be the same"
     ]
+
+
+@pytest.mark.slow
+def test_a_trainers_file_is_trained_on_by_its_names(write_train_options, run_basicsr, tmp_path):
+    file = Path(__file__).parents[1] / "data" / "foreign" / "trainner_escrealm_lda_x2.pt"
+    case = torch.load(file, weights_only=True)
+    weights = tmp_path / "net_g_ema_1000.safetensors"
+    save_file({name: value.contiguous() for name, value in case["params"].items()}, weights)
+    network_g = {"type": "escrealm", **case["options"]}
+    path = write_train_options(
+        {
+            "model_type": "ESCModel",
+            "network_g": network_g,
+            "path:pretrain_network_g": str(weights),
+            "train:total_iter": 2,
+            "logger:save_checkpoint_freq": 2,
+        }
+    )
+    result = run_basicsr("train", "-opt", path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (trained,) = tmp_path.glob("experiments/*/models/net_g_2.pth")
+    network, found = load_network(trained)
+    assert found["upsampler"] == "lda" and found["upscaling_factor"] == 2
+    with torch.no_grad():
+        assert (network(case["lq"]) - case["sr"]).abs().mean() < 0.1
+    # It went on from their weights, and changed them.
+    name = "to_img.2.proj_q.weight"
+    difference = (network.state_dict()[name] - case["params"][name]).abs().max()
+    assert 0 < difference < 0.01

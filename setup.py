@@ -152,6 +152,7 @@ setup(
         "safetensors>=0.4.5",
         "scikit-image>=0.25",
         "scipy>=1.13",
+        "tifffile>=2024.8.30",
         "torch>=2.4",
         "torchvision>=0.19",
         "tqdm>=4.66.3",

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +12,7 @@ import numpy as np
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata, resolution_of_chunk
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, SIGNATURE, icc_profile, read_chunks
+from esc_arch.inference.tiff_pages import full_pages, with_planes_in_tiles
 
 # What names of pictures end in.
 PICTURE_SUFFIXES = frozenset(
@@ -72,6 +73,25 @@ class Source:
             UserError: It is damaged.
         """
         return Picture(self.open_rows()(self.height), self.metadata)
+
+
+def source_in_memory(picture: Picture, path: Path = Path(), notes: Sequence[str] = ()) -> Source:
+    """A picture in memory as if it were an opened file."""
+    pixels = picture.pixels
+    height, width, channels = pixels.shape
+
+    def open_rows() -> Callable[[int], np.ndarray]:
+        done = 0
+
+        def rows(count: int) -> np.ndarray:
+            nonlocal done
+            done += count
+            return pixels[done - count : done]
+
+        return rows
+
+    kind = pixels.dtype
+    return Source(path, width, height, channels, kind, picture.metadata, [*notes], open_rows)
 
 
 def read_picture(path: str | os.PathLike, page: int | None = None) -> Picture:
@@ -192,7 +212,10 @@ def _load(vips: Any, path: Path, kind: str, options: dict[str, Any]) -> Any:
     # By a descriptor, since a name may be bytes that are no text.
     with _open_regular(path) as file:
         source = vips.Source.new_from_descriptor(file.fileno())
-    return getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
+    image = getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
+    if kind == "tiff" and image.bands > 1:
+        return with_planes_in_tiles(vips, path, image, options.get("page", 0))
+    return image
 
 
 def _choose_page(
@@ -202,7 +225,7 @@ def _choose_page(
     pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     full = list(range(pages))
     if kind == "tiff" and pages > 1:
-        full = _full_pages(path, pages)
+        full = full_pages(path, pages)
     if page is not None and not 1 <= page <= len(full):
         raise UserError(f"{printable(path)}: --page {page}: it has {len(full)}")
     if len(full) > 1 and page is None:
@@ -213,23 +236,6 @@ def _choose_page(
         notes.append(f"{printable(path)}: an animation, of which the first frame is upscaled")
     chosen = full[0 if page is None else page - 1]
     return chosen or None
-
-
-def _full_pages(path: Path, pages: int) -> list[int]:
-    """Those pages of a TIFF that are no smaller versions (thumbnails) and no masks of others."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            full = []
-            for number in range(pages):
-                image.seek(number)
-                if not image.tag_v2.get(254, 0) & 0b101:
-                    full.append(number)
-    except Exception:
-        # Pillow knows fewer kinds; then every page counts.
-        return list(range(pages))
-    return full or [0]
 
 
 def _metadata(image: Any, chunks: dict[bytes, bytes]) -> Metadata:

@@ -3,14 +3,13 @@
 import io
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.pictures import Picture, Source
+from esc_arch.inference.pictures import Picture, Source, source_in_memory
 
 _told = False
 
@@ -49,20 +48,7 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if profile is not None and profile[16:20] != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
         profile = None
-    height, width, channels = pixels.shape
-
-    def open_rows() -> Callable[[int], np.ndarray]:
-        done = 0
-
-        def rows(count: int) -> np.ndarray:
-            nonlocal done
-            done += count
-            return pixels[done - count : done]
-
-        return rows
-
-    metadata = Metadata(profile, exif=exif)
-    return Source(path, width, height, channels, pixels.dtype, metadata, [], open_rows)
+    return source_in_memory(Picture(pixels, Metadata(profile, exif=exif)), path)
 
 
 def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
-from esc_arch.inference.pictures import Picture, Source
+from esc_arch.inference.pictures import Picture, Source, source_in_memory
 from esc_arch.inference.tiling import (
     Tiling,
     global_pools,
@@ -149,7 +149,10 @@ class Upscaler:
             watch: Wraps the list of tiles.
         """
         pixels = picture.pixels
-        channels = pixels.shape[2]
+        height, width, channels = pixels.shape
+        if self.tiles_needed(height, width):
+            rows = self.upscale_rows(source_in_memory(picture), watch)
+            return replace(picture, pixels=np.concatenate([*rows]))
         colours = 3 if channels >= 3 else 1
         if channels > colours:
             pixels = fill_hidden(pixels)
@@ -196,7 +199,7 @@ class Upscaler:
             planes = [colours.expand(-1, 3, -1, -1)]
             if has_alpha:
                 planes.append(lq[:, -1:].expand(-1, 3, -1, -1))
-            sr = self._run(torch.cat(planes))
+            sr = self._run(torch.cat(planes)).clamp_(0, 1)
             parts = [sr[:1] if colours.shape[1] == 3 else sr[:1].mean(1, keepdim=True)]
             if has_alpha:
                 alpha = sr[1:].mean(1, keepdim=True)

@@ -1,0 +1,79 @@
+"""What libvips does not tell or read of TIFF: what its pages are, and planes in tiles."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esc_arch.errors import UserError, printable
+
+_ASSOCIATED_ALPHA = 1
+_SEPARATE = 2
+_FIELDS = ("icc-profile-data", "exif-data", "xmp-data", "orientation", "n-pages")
+
+
+def full_pages(path: Path, pages: int) -> list[int]:
+    """Those pages of a TIFF that are no smaller versions (thumbnails) and no masks of others.
+
+    Args:
+        path: The file.
+        pages: How many it has.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            found = [n for n, page in enumerate(file.pages) if not page.subfiletype & 0b101]
+    except Exception:  # It raises many classes; without knowing more, every page counts.
+        return list(range(pages))
+    return found or [0]
+
+
+def with_planes_in_tiles(vips: Any, path: Path, image: Any, page: int) -> Any:
+    """The image itself, or where libvips cannot read its separate planes, the same in memory.
+
+    Args:
+        vips: The library.
+        path: The file.
+        image: As libvips opened it.
+        page: From 0.
+
+    Raises:
+        UserError: The tiles are compressed in a way that tifffile cannot undo by itself.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            found = file.pages[page]
+            # Of grey with alpha in strips libvips takes the planes for something else.
+            read_here = found.planarconfig == _SEPARATE and (found.is_tiled or image.bands == 2)
+    except Exception:  # It raises many classes; libvips then tells what is wrong.
+        return image
+    if not read_here:
+        return image
+    try:
+        with tifffile.TiffFile(path) as file:
+            found = file.pages[page]
+            planes = found.asarray()
+            extra = tuple(int(value) for value in found.extrasamples)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{printable(path)}: damaged, or separate planes that cannot be read: "
+            f"{printable(reason)}"
+        ) from None
+    pixels = np.ascontiguousarray(np.moveaxis(planes, 0, 2))
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    height, width, channels = pixels.shape
+    result = vips.Image.new_from_memory(pixels.tobytes(), width, height, channels, image.format)
+    result = result.copy(interpretation=image.interpretation, xres=image.xres, yres=image.yres)
+    if extra[:1] == (_ASSOCIATED_ALPHA,) and image.format in ("uchar", "ushort"):
+        largest = 255 if image.format == "uchar" else 65535
+        result = result.unpremultiply(max_alpha=largest).rint().cast(image.format)
+        result = result.copy(interpretation=image.interpretation)
+    result = result.copy()
+    for name in _FIELDS:
+        if image.get_typeof(name):
+            result.set_type(image.get_typeof(name), name, image.get(name))
+    return result

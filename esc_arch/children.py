@@ -5,11 +5,16 @@
 """
 
 import contextlib
+import multiprocessing.util
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+# -P exists since Python 3.11. -I also leaves out the environment's variables.
+FLAGS = ["-P"] if sys.version_info >= (3, 11) else ["-I"]
+_PATH = "import sys; sys.path[:] = {!r}\n"
 _MAIN = Path(__file__).with_name("cli") / "__main__.py"
 
 
@@ -40,3 +45,31 @@ def away_from_the_current_folder() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+def run_python(code: str, arguments: Sequence[str] = ()) -> subprocess.CompletedProcess[bytes]:
+    """Run code in a Python process of its own, with the modules that this one finds.
+
+    Args:
+        code: Python code.
+        arguments: What it finds in `sys.argv[1:]`.
+    """
+    # Without this, -I would not find what PYTHONPATH has.
+    path = _PATH.format([entry for entry in sys.path if entry])
+    return subprocess.run(
+        [sys.executable, *FLAGS, "-c", path + code, *arguments], capture_output=True
+    )
+
+
+def keep_current_folder_out() -> None:
+    """Start the processes of `multiprocessing` likewise; they are told this one's paths anyway."""
+    args_of = multiprocessing.util._args_from_interpreter_flags
+    if getattr(args_of, "keeps_current_folder_out", False):
+        return
+
+    def args() -> list[str]:
+        found = args_of()
+        return found + [flag for flag in FLAGS if flag not in found]
+
+    args.keeps_current_folder_out = True
+    multiprocessing.util._args_from_interpreter_flags = args

@@ -143,6 +143,10 @@ def _run(argv: Sequence[str] | None) -> int:
         _refuse(unknown, args.subparser)
     if args.subcommand not in KEEP_NO_MEMORY:
         keep_freed_memory()
+    # Not at the top: --help need not wait for it.
+    from esc_arch.children import keep_current_folder_out
+
+    keep_current_folder_out()
     try:
         return args.run(args)
     except ModuleNotFoundError as error:

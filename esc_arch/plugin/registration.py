@@ -19,11 +19,12 @@ PATCHES: dict[str, tuple[str, ...]] = {
     "basicsr.utils.options": (
         "option_files.options_loaded_safely",
         "option_files.options_without_enough_gpus",
+        "option_files.files_in_utf8",
     ),
     "basicsr.utils.dist_util": ("devices.launchers_without_gpu",),
     "basicsr.utils.file_client": ("data_loading.lmdb_opened_twice",),
     "basicsr.utils.img_process_util": ("devices.blur_of_channels_last_images",),
-    "basicsr.utils.logger": ("libraries.wandb_generate_id",),
+    "basicsr.utils.logger": ("libraries.wandb_generate_id", "option_files.files_in_utf8"),
     "basicsr.models.base_model": (
         "devices.distributed_wrapper_without_gpu",
         "libraries.optimizers_beyond_adam",
@@ -47,9 +48,16 @@ PATCHES: dict[str, tuple[str, ...]] = {
 # so that nothing is imported before.
 MODELS: dict[str, tuple[str, ...]] = {
     "esc_arch.plugin.models.esc_model": ("ESCModel", "ESRModel"),
+    "esc_arch.plugin.models.real_hat_models": ("RealHATMSEModel", "RealHATGANModel"),
 }
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "esc_arch.plugin.data.downsample_dataset": ("DownsampleImageDataset",),
+    # BasicSR's own of this name is registered with a suffix, so that there is room for another.
+    "esc_arch.plugin.data.real_folders": ("RealESRGANDataset",),
+}
+# Networks that stand on BasicSR's; those of `esc_arch.archs` need torch alone.
+DISCRIMINATORS: dict[str, tuple[str, ...]] = {
+    "esc_arch.plugin.discriminators": ("DeepUNetDiscriminatorSN",),
 }
 
 _watching = False
@@ -98,6 +106,7 @@ def _register_networks(_: ModuleType) -> None:
 
     for name, network in {**NETWORKS, **FOREIGN_NAMES, **PEERS}.items():
         _register(ARCH_REGISTRY, name, network)
+    _register_all(ARCH_REGISTRY, DISCRIMINATORS)
 
 
 def _register_data_sets(_: ModuleType) -> None:

@@ -492,3 +492,26 @@ def test_networks_of_basicsr_load_no_code_from_files(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
         SpyNet(str(tmp_path / "spynet.pth"))
     assert not (tmp_path / "it-ran").exists()
+
+
+def test_option_files_and_logs_are_utf8_whatever_the_locale(
+    write_train_options: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_train_options({"name": "größe"})
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()), allow_unicode=True), "utf-8")
+    code = """
+import sys, locale
+assert locale.getpreferredencoding(False).lower() not in ("utf-8", "utf8")
+import esc_arch
+from basicsr.utils import get_root_logger
+from basicsr.utils.options import copy_opt_file, parse_options
+opt, args = parse_options(".", is_train=True)
+copy_opt_file(args.opt, "copy")
+get_root_logger(log_file="run.log").info(opt["name"])
+"""
+    (tmp_path / "copy").mkdir()
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = run_python(code, "-opt", path, cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "größe" in (tmp_path / "run.log").read_text("utf-8")
+    assert "größe" in (tmp_path / "copy" / path.name).read_text("utf-8")

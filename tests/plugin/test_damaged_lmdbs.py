@@ -1,6 +1,7 @@
 """LMDBs that a copy cut short or a disk changed: read, or refused in one line."""
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -88,3 +89,23 @@ def test_changed_bits_anywhere_are_read_over_or_named(tmp_path: Path, paired_dat
             message.startswith("datasets: train: ") and str(copy) in message
         )
     assert "read" in said and len(set(said)) > 5
+
+
+def test_a_crafted_length_that_would_kill_the_run_is_named(tmp_path: Path, paired_data):
+    copy = tmp_path / "crafted.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    data = copy / "data.mdb"
+    content = bytearray(data.read_bytes())
+    place = content.find(b"rocket_180")
+    assert place > 0
+    while place > 0:
+        # The upper half of the value's length stands six bytes before its key.
+        content[place - 6 : place - 4] = b"\x00\x30"
+        place = content.find(b"rocket_180", place + 1)
+    data.write_bytes(content)
+    message = read(copy, paired_data.train_lq)
+    assert re.fullmatch(
+        f"datasets: train: {copy}: damaged: reading it ends a process by SIG(BUS|SEGV); make it "
+        "again",
+        message,
+    ), message

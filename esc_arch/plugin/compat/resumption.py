@@ -33,6 +33,7 @@ def resume_state_loading(module: ModuleType) -> None:
             if not path:
                 return None
             state = load_state(path)
+            _refuse_other_files(state, path)
             check_resume(opt, state["iter"])
             return state
 
@@ -40,6 +41,19 @@ def resume_state_loading(module: ModuleType) -> None:
 
     if "current_device" in names or "experiments" in names:
         patch(module, "load_resume_state", wrap)
+
+
+def _refuse_other_files(state: dict, path: str) -> None:
+    """Say in one line that a file is no training state."""
+    from esc_arch.errors import UserError, printable
+
+    kinds = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
+    wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
+    if wrong:
+        raise UserError(
+            f"path: resume_state: {printable(path)}: not a training state: it has no "
+            f"{', '.join(wrong)}; weights go to path: pretrain_network_g"
+        )
 
 
 def _latest_state(opt: dict) -> str | None:

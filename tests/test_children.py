@@ -1,0 +1,58 @@
+"""Processes that this package starts import nothing from the current folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esc_arch import children
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with modules that leave a witness when they are imported."""
+    for name in ("lmdb", "socket", "yaml", "random"):
+        (tmp_path / f"{name}.py").write_text("open('it-ran', 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_code_in_a_child_finds_the_modules_of_its_parent_only(trap: Path):
+    result = children.run_python(
+        "import lmdb, socket, yaml, json, sys; print(json.dumps(sys.argv[1:]))", ["a b"]
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert json.loads(result.stdout) == ["a b"]
+    assert not (trap / "it-ran").exists()
+
+
+def test_isolated_as_on_python_310_it_finds_them_too(trap: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(children, "FLAGS", ["-I"])
+    result = children.run_python("import lmdb; print(lmdb.__file__)")
+    assert result.returncode == 0, result.stderr.decode()
+    assert not (trap / "it-ran").exists()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_of_multiprocessing_are_started_likewise(method: str, trap: Path):
+    script = trap.parent / "start.py"
+    script.write_text(f"""
+import multiprocessing
+from esc_arch.children import keep_current_folder_out
+
+def square(x):
+    import socket, random
+    return x * x
+
+if __name__ == "__main__":
+    keep_current_folder_out()
+    with multiprocessing.get_context({method!r}).Pool(1) as pool:
+        print(pool.map(square, [3]))
+""")
+    result = subprocess.run(
+        [sys.executable, str(script)], cwd=trap, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "[9]\n", result.stderr
+    assert not (trap / "it-ran").exists()

@@ -12,7 +12,7 @@ from basicsr.data.transforms import augment, mod_crop
 from basicsr.utils import FileClient, imfrombytes
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resize
+from torchvision.transforms.functional import normalize, resize
 
 from esc_arch.errors import UserError
 
@@ -32,6 +32,8 @@ class DownsampleImageDataset(Dataset):
             gt_size (int): Side of the HR patch in training, a multiple of the scale.
             use_hflip (bool): Flip at random in training.
             use_rot (bool): Rotate by quarter turns at random in training.
+            mean, std (list, optional): Subtracted from and divided by, for each channel of LR and
+                HR (RGB in [0, 1]).
             scale (int), phase (str): Added by BasicSR.
 
     Raises:
@@ -95,11 +97,17 @@ class DownsampleImageDataset(Dataset):
         size = [side // self.scale for side in gt.shape[1:]]
         lq = resize(gt, size, InterpolationMode.BICUBIC, antialias=True)
         return {
-            "lq": lq.float() / 255,
-            "gt": gt.float() / 255,
+            "lq": self._normalize(lq.float() / 255),
+            "gt": self._normalize(gt.float() / 255),
             "lq_path": path,
             "gt_path": path,
         }
+
+    def _normalize(self, image: torch.Tensor) -> torch.Tensor:
+        mean, std = self.opt.get("mean"), self.opt.get("std")
+        if mean is None and std is None:
+            return image
+        return normalize(image, mean or [0.0] * 3, std or [1.0] * 3)
 
     def _read(self, path: str) -> np.ndarray:
         # Opened in the loader's own process: an LMDB must not be carried across a fork.

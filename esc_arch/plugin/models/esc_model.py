@@ -6,17 +6,17 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from esc_arch.errors import UserError
-from esc_arch.inference.tiling import global_pools, super_resolve_tiled
 from esc_arch.kernels.cpu.library import note_on_bfloat16
-from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteSteps
 from esc_arch.plugin.models.optimizers import any_torch_optimizer
+from esc_arch.plugin.models.padded import PaddedEvaluation
 
 AMP_DTYPES = {
     "none": None,
@@ -25,9 +25,11 @@ AMP_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# The authors halve `gradient_clip` from here on.
+GRADIENT_CLIP_HALVED = 50_000
 
 
-class ESCModel(Checkpointing, FiniteSteps, SRModel):
+class ESCModel(Checkpointing, FiniteSteps, PaddedEvaluation, SRModel):
     """BasicSR's SRModel with the evaluation of ESC and what training it needs today.
 
     Everything that SRModel does stays: losses, EMA, schedulers, validation on any number of
@@ -41,15 +43,27 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
     - `train: max_bad_steps`: a step whose loss or gradient is not finite is left out; after this
       many in a row (default 20) the run ends and says so.
     - `train: optim_g: type`: any optimizer of torch.optim.
-    - `val: tile: {tile_size, tile_pad}` (or `tile` at the top level): validate tile by tile, in LR
-      pixels; for images too large for the memory. The result then differs a little.
+    - `train: gradient_clip: v`, of the authors' files: as `grad_clip: v`, and half of it after
+      iteration 50,000.
+    - `train: accumulate_steps: n`: the images of an iteration are taken in n parts, one after the
+      other; `batch_size_per_gpu` is that of a part. The gradients are those of the whole.
+    - `train: wave_opt`: a further loss between output and GT, logged as `l_wave`.
+    - `train: mesa_opt`: a loss between the output and the EMA network's output, from `start_ratio`
+      (0.33) of `total_iter` on, logged as `l_mesa`; zero before.
+    - `train: reset_momentum_iter`: before this iteration, or each of these, the optimizer's
+      moments and step counts go back to zero.
+    - `use_ema: true` (top level): pretrained weights are the file's `params_ema`, whatever
+      `param_key_g` says.
+    - `val: tile`, see `PaddedEvaluation`.
     - `val: pbar`: the progress bar, which is on by default here.
 
     Checkpoints are those of `Checkpointing`, with its option `logger: keep_checkpoints`.
 
-    For evaluation the whole LR image is reflect-padded at the bottom and right to a multiple of the
-    network's `window_size` and the output is cropped, as in the paper's published results.
+    For evaluation the LR image is padded to whole windows, as in the paper's published results.
     """
+
+    # Takes `train: accumulate_steps` apart itself.
+    accumulates = True
 
     def __init__(self, opt: dict[str, Any]) -> None:
         """Build the network, and for training the losses, optimizer and schedulers.
@@ -63,7 +77,6 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
         if opt.get("val") is not None:
             opt["val"].setdefault("pbar", True)
         super().__init__(opt)
-        self.tile = self._read_tile(opt)
 
     def init_training_settings(self) -> None:
         """Set up what only training needs; SRModel calls it."""
@@ -89,6 +102,17 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
                 f"train: grad_clip: {self.grad_clip!r}: must be a number above 0, or absent"
             )
 
+        self.gradient_clip = train_opt.get("gradient_clip")
+        if self.gradient_clip is not None and not (
+            type(self.gradient_clip) in (int, float) and self.gradient_clip > 0
+        ):
+            raise UserError(
+                f"train: gradient_clip: {self.gradient_clip!r}: must be a number above 0, or absent"
+            )
+        self.accumulate_steps = train_opt.get("accumulate_steps", 1)
+        resets = train_opt.get("reset_momentum_iter")
+        self.momentum_resets = resets if isinstance(resets, list) else [resets]
+
         self.read_max_bad_steps()
         keep = opt["logger"].get("keep_checkpoints")
         if keep is not None and (type(keep) is not int or keep < 1):
@@ -97,6 +121,9 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
             )
 
         super().init_training_settings()
+        wave_opt = train_opt.get("wave_opt")
+        self.cri_wave = build_loss(dict(wave_opt)).to(self.device) if wave_opt else None
+        self._read_mesa(dict(train_opt.get("mesa_opt") or {}))
 
         self.train_network = self.net_g
         if opt.get("compile", train_opt.get("compile", False)):
@@ -117,7 +144,45 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
         Args:
             current_iter: Iteration, counted from 1.
         """
+        if current_iter in self.momentum_resets:
+            self.reset_momentum()
         self.optimizer_g.zero_grad()
+        losses, total = self._accumulate_gradients(current_iter)
+        self.scaler.unscale_(self.optimizer_g)
+        norm = torch.nn.utils.clip_grad_norm_(self.net_g.parameters(), self._clip(current_iter))
+        self.log_dict = self.reduce_loss_dict(losses)
+
+        is_finite = self.is_finite_everywhere(total + norm)
+        if is_finite:
+            self.scaler.step(self.optimizer_g)
+            if self.ema_decay > 0:
+                self.model_ema(decay=self.ema_decay)
+        self.count_step(current_iter, is_finite)
+        self.scaler.update()
+
+    def _accumulate_gradients(self, current_iter: int) -> tuple[OrderedDict[str, Tensor], Tensor]:
+        """Add up the gradients of all parts of the batch; returns the whole's losses and sum."""
+        whole = self.lq, self.gt
+        size = -(-len(self.lq) // self.accumulate_steps)
+        parts = list(zip(*(each.split(size) for each in whole), strict=True))
+        losses: OrderedDict[str, Tensor] = OrderedDict()
+        for number, (self.lq, self.gt) in enumerate(parts, start=1):
+            waits = number < len(parts) and self.opt["dist"]
+            with self.net_g.no_sync() if waits else contextlib.nullcontext():
+                part = self._losses_of_part(current_iter)
+                if len(parts) > 1:
+                    share = len(self.lq) / len(whole[0])
+                    part = OrderedDict(
+                        (name, loss if self._is_sum(name) else loss * share)
+                        for name, loss in part.items()
+                    )
+                self.scaler.scale(sum(part.values())).backward()
+            for name, loss in part.items():
+                losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
+        self.lq, self.gt = whole
+        return losses, sum(losses.values())
+
+    def _losses_of_part(self, current_iter: int) -> OrderedDict[str, Tensor]:
         autocast = contextlib.nullcontext()
         if self.amp_dtype is not None:
             autocast = torch.autocast(self.device.type, self.amp_dtype)
@@ -125,23 +190,54 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
             output = self._forward_for_training()
         # The losses are taken in full precision.
         self.output = output.float()
-
         losses = self.compute_losses()
-        total = sum(losses.values())
-        self.scaler.scale(total).backward()
-        self.scaler.unscale_(self.optimizer_g)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.net_g.parameters(), math.inf if self.grad_clip is None else self.grad_clip
-        )
-        self.log_dict = self.reduce_loss_dict(losses)
+        if self.cri_mesa is not None:
+            losses["l_mesa"] = self._mesa(current_iter)
+        return losses
 
-        is_finite = self.is_finite_everywhere(total.detach() + norm)
-        if is_finite:
-            self.scaler.step(self.optimizer_g)
-            if self.ema_decay > 0:
-                self.model_ema(decay=self.ema_decay)
-        self.count_step(current_iter, is_finite)
-        self.scaler.update()
+    def _is_sum(self, name: str) -> bool:
+        """Whether a loss adds up over the images, so that parts need no share of it."""
+        modules = {"l_pix": self.cri_pix, "l_wave": self.cri_wave, "l_mesa": self.cri_mesa}
+        return getattr(modules.get(name), "reduction", "mean") == "sum"
+
+    def _clip(self, current_iter: int) -> float:
+        """The largest norm of all gradients."""
+        if self.grad_clip is not None:
+            return self.grad_clip
+        if self.gradient_clip is None:
+            return math.inf
+        return self.gradient_clip / 2 if current_iter > GRADIENT_CLIP_HALVED else self.gradient_clip
+
+    def _read_mesa(self, mesa_opt: dict[str, Any]) -> None:
+        self.cri_mesa = None
+        if not mesa_opt:
+            return
+        if self.ema_decay <= 0:
+            raise UserError("train: mesa_opt: compares with the EMA network: set ema_decay, too")
+        self.mesa_start = mesa_opt.pop("start_ratio", 0.33) * self.opt["train"]["total_iter"]
+        self.cri_mesa = build_loss(mesa_opt).to(self.device)
+
+    def _mesa(self, current_iter: int) -> Tensor:
+        if current_iter < self.mesa_start:
+            return self.output.new_zeros(())
+        with torch.no_grad():
+            averaged = self.net_g_ema(self.lq)
+        return self.cri_mesa(self.output, averaged)
+
+    def reset_momentum(self) -> None:
+        """Set the optimizer's moments and step counts back to zero."""
+        for state in self.optimizer_g.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        """Load weights, see `Checkpointing`; with `use_ema: true` the averaged ones."""
+        if self.opt.get("use_ema") and param_key is not None:
+            param_key = "params_ema"
+        super().load_network(net, load_path, strict, param_key)
 
     def _forward_for_training(self) -> Tensor:
         try:
@@ -173,51 +269,9 @@ class ESCModel(Checkpointing, FiniteSteps, SRModel):
                 losses["l_percep"] = perceptual
             if style is not None:
                 losses["l_style"] = style
+        if self.cri_wave is not None:
+            losses["l_wave"] = self.cri_wave(self.output, self.gt)
         return losses
-
-    def test(self) -> None:
-        """Super-resolve `self.lq` (B, C, H, W) into `self.output`, padded as the class says."""
-        lq = self.lq
-        if self.tile is None:
-            self.output = self._super_resolve(lq)
-        else:
-            self.output = super_resolve_tiled(
-                self._super_resolve,
-                lq,
-                *self.tile,
-                multiple=self.window_size,
-                pools=global_pools(getattr(self, "net_g_ema", self.net_g)),
-            )
-        self.lq = lq
-
-    def _super_resolve(self, lq: Tensor) -> Tensor:
-        self.lq = pad_to_multiple(lq, self.window_size)
-        super().test()
-        scale = self.output.shape[-1] // self.lq.shape[-1]
-        return self.output[..., : lq.shape[-2] * scale, : lq.shape[-1] * scale]
-
-    @property
-    def window_size(self) -> int:
-        """Multiple that evaluation pads to; 1 for a network without windows."""
-        window_size = self.opt["network_g"].get("window_size")
-        if window_size is None:
-            window_size = getattr(self.get_bare_model(self.net_g), "window_size", 1)
-        return window_size
-
-    @staticmethod
-    def _read_tile(opt: dict[str, Any]) -> tuple[int, int] | None:
-        val_opt = opt.get("val") or {}
-        tile_opt = val_opt.get("tile", opt.get("tile"))
-        if not tile_opt:
-            return None
-        # Two windows of the published networks, with which seams stay below 1/255.
-        tile = (tile_opt.get("tile_size"), tile_opt.get("tile_pad", 64))
-        if not all(isinstance(value, int) for value in tile) or tile[0] < 1 or tile[1] < 0:
-            raise UserError(
-                f"tile: tile_size: {tile[0]!r}, tile_pad: {tile[1]!r}: must be whole numbers of LR "
-                "pixels, tile_size at least 1 and tile_pad at least 0"
-            )
-        return tile
 
 
 class ESRModel(ESCModel):

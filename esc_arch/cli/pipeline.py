@@ -90,10 +90,10 @@ def run(args: argparse.Namespace, is_train: bool, datasets: Sequence[str] | None
     sys.argv = basicsr_argv(args, force_yml, "train" if is_train else "test")
     import torch.distributed
 
-    from esc_arch.plugin import training
+    from esc_arch.plugin import testing, training
 
     root = os.getcwd()
-    status = training.train(root) if is_train else training.test(root, datasets)
+    status = training.train(root) if is_train else testing.test(root, datasets)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return status

@@ -293,11 +293,11 @@ RESUMES_FROM = r"""
 import os, sys
 import torch.distributed
 import esc_arch
-from esc_arch.plugin.training import _same_everywhere
+from esc_arch.plugin.agreement import same_everywhere
 
 torch.distributed.init_process_group("gloo")
 iteration = int(sys.argv[1 + int(os.environ["RANK"])])
-load = _same_everywhere(lambda opt: {"iter": iteration} if iteration else None)
+load = same_everywhere(lambda opt: {"iter": iteration} if iteration else None)
 try:
     load({})
 except Exception as error:

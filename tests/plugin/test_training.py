@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from esc_arch.plugin.training import _ForgivingLogger
+from esc_arch.plugin.disk_faults import ForgivingLogger
 
 # isort: split
 # Importable only once esc_arch has mended it.
@@ -283,7 +283,7 @@ def test_tensorboard_on_a_full_disk_falls_silent_with_one_line(
     # BasicSR's logger hands nothing on to the root's.
     get_root_logger().addHandler(caplog.handler)
     writer = SummaryWriter(small_disk)
-    logger = _ForgivingLogger(writer)
+    logger = ForgivingLogger(writer)
     fill(small_disk)
     for current_iter in range(3):
         # More than the rest of the disk's last page.

@@ -8,6 +8,8 @@ sampler leaves out the places already seen.
 """
 
 import contextlib
+import copy
+import io
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -17,10 +19,15 @@ import numpy as np
 import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.utils import get_root_logger, imfrombytes
+from PIL import Image
 from torch.utils.data import Dataset
 
 from esc_arch.errors import UserError
+from esc_arch.plugin.compat.data_loading import refuse_unreadable_lmdb
 from esc_arch.plugin.random_states import random_states_kept
+
+# EXIF's tag.
+_ORIENTATION = 0x0112
 
 
 class PlacedIndex(int):
@@ -41,9 +48,14 @@ class PlacedIndex(int):
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's sampler, which can begin in the middle of an epoch."""
+    """BasicSR's sampler, which can begin in the middle of an epoch and end with the run.
+
+    BasicSR counts the epochs of a run as if an incomplete batch at an epoch's end counted, which
+    the loader leaves out, so its runs end early. `plan` counts what is really given out.
+    """
 
     _resumed_epoch, _samples_seen = -1, 0
+    _last_epoch, _last_samples = -1, 0
 
     def resume(self, epoch: int, samples_seen: int) -> None:
         """Leave out the beginning of one epoch.
@@ -54,13 +66,50 @@ class ResumableSampler(EnlargedSampler):
         """
         self._resumed_epoch, self._samples_seen = epoch, samples_seen
 
+    def plan(self, iterations: int, batch_size: int, first_epoch: int = 0) -> int:
+        """End after so many batches.
+
+        Args:
+            iterations: Batches still to come, at least 1.
+            batch_size: Samples of one batch of this process.
+            first_epoch: The epoch that comes first, perhaps the one given to `resume`.
+
+        Returns:
+            The last epoch.
+        """
+        epoch, left = first_epoch, iterations
+        while True:
+            batches = self._length(epoch) // batch_size
+            if batches >= left:
+                self._last_epoch, self._last_samples = epoch, left * batch_size
+                return epoch
+            left -= batches
+            epoch += 1
+            if epoch > first_epoch + 1:
+                # All alike from here on.
+                whole = (left - 1) // batches
+                epoch, left = epoch + whole, left - whole * batches
+
+    def _length(self, epoch: int) -> int:
+        """Samples of this process in an epoch."""
+        if epoch != self._resumed_epoch:
+            return self.num_samples
+        return max(self.total_size - self._samples_seen, 0) // self.num_replicas
+
     def __iter__(self) -> Iterator[PlacedIndex]:
         """Yield this process's indices for the epoch set last, with their places."""
         skipped = self._samples_seen if self.epoch == self._resumed_epoch else 0
-        for number, index in enumerate(super().__iter__()):
-            position = number * self.num_replicas + self.rank
-            if position >= skipped:
-                yield PlacedIndex.of(index, (self.epoch, position))
+        length = self._length(self.epoch)
+        if self.epoch == self._last_epoch:
+            length = min(length, self._last_samples)
+        everybody = copy.copy(self)
+        everybody.num_replicas, everybody.rank = 1, 0
+        everybody.num_samples = self.total_size
+        indices = list(EnlargedSampler.__iter__(everybody))
+        # Shared out anew from where the run was stopped: there may be other processes now.
+        for number in range(length):
+            position = skipped + number * self.num_replicas + self.rank
+            yield PlacedIndex.of(indices[position], (self.epoch, position))
 
 
 class BadSampleError(UserError):
@@ -103,6 +152,9 @@ class GuardedDataset(Dataset):
         self.before_read = before_read
         self.section = f"datasets: {dataset_opt.get('phase', 'train')}"
         self.roots = {side: dataset_opt.get(f"dataroot_{side}") for side in ("gt", "lq")}
+        for root in self.roots.values():
+            if str(root or "").endswith(".lmdb"):
+                refuse_unreadable_lmdb(str(root), self.section)
         on_bad_sample = dataset_opt.get("on_bad_sample", "stop")
         if on_bad_sample not in ("stop", "skip"):
             raise UserError(
@@ -111,6 +163,7 @@ class GuardedDataset(Dataset):
         self.training = dataset_opt.get("phase") == "train"
         self.scale = dataset_opt.get("scale")
         self.skips = self.training and on_bad_sample == "skip"
+        self._looked_at: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -142,7 +195,11 @@ class GuardedDataset(Dataset):
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:
-                return self.dataset[candidate]
+                sample = self.dataset[candidate]
+                if candidate not in self._looked_at:
+                    self._look_at_files(candidate)
+                    self._looked_at.add(candidate)
+                return sample
             except Exception as error:
                 message = f"{self.section}: {self._what_is_wrong(candidate, error)}"
                 # Without an open LMDB or folder there is nothing to go on with.
@@ -152,6 +209,37 @@ class GuardedDataset(Dataset):
                     ) from error
                 get_root_logger().warning(f"{message}; skipped, the next one is taken")
         raise BadSampleError(f"{self.section}: not one of {len(self)} samples can be read")
+
+    def _look_at_files(self, index: int) -> None:
+        """Refuse a pair that does not fit as it is stored, once.
+
+        OpenCV turns a JPEG as its EXIF orientation says, and BasicSR cuts a GT image that is too
+        large for its LQ without a word, which both hide that the two do not show the same.
+        """
+        paths = getattr(self.dataset, "paths", None)
+        entry = paths[index] if paths is not None else None
+        client = getattr(self.dataset, "file_client", None)
+        if (
+            client is None
+            or not isinstance(entry, dict)
+            or not {"gt_path", "lq_path"} <= set(entry)
+        ):
+            return
+        facts = {side: _facts(client.get(entry[f"{side}_path"], side)) for side in ("gt", "lq")}
+        (gt_size, gt_turn), (lq_size, lq_turn) = facts["gt"], facts["lq"]
+        if gt_turn != lq_turn:
+            raise ValueError(
+                f"EXIF orientation {gt_turn} of GT and {lq_turn} of LQ: one of the two is turned "
+                "as it is read; save both without orientation, upright"
+            )
+        if self.training or self.scale is None or gt_size is None or lq_size is None:
+            return
+        surplus = [g - q * self.scale for g, q in zip(gt_size, lq_size, strict=True)]
+        if any(each >= self.scale for each in surplus):
+            raise ValueError(
+                f"GT is {gt_size[0]} x {gt_size[1]} and LQ {lq_size[0]} x {lq_size[1]}: that is "
+                f"not scale {self.scale}"
+            )
 
     def _what_is_wrong(self, index: int, error: Exception) -> str:
         """Name the file or LMDB key to blame."""
@@ -210,6 +298,17 @@ def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> st
     except Exception:
         image = None
     return None if image is not None else f"not a whole image ({len(content)} bytes)"
+
+
+def _facts(content: bytes | None) -> tuple[tuple[int, int] | None, int]:
+    """Width and height of an image as it is stored, if they can be told, and its orientation."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP"))
+        turn = image.getexif().get(_ORIENTATION, 1) if image.format == "JPEG" else 1
+        return image.size, turn
+    except Exception:
+        # OpenCV has read it; what Pillow cannot, it cannot tell about.
+        return None, 1
 
 
 @contextlib.contextmanager

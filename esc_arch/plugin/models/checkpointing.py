@@ -1,34 +1,30 @@
 """Checkpoints that survive kills and full disks, and from which a run goes on exactly."""
 
-import json
-import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import nn
 
+from esc_arch.errors import UserError
 from esc_arch.plugin.models.pair_pool import load_pool, remove_older_pools, save_pool
-from esc_arch.plugin.random_states import (
-    random_states_kept,
-    random_states_of_all_processes,
-    set_random_states,
+from esc_arch.plugin.models.resuming import (
+    fitting_optimizer_state,
+    fitting_scheduler_state,
+    options_in_use,
 )
+from esc_arch.plugin.models.validating import Validating
+from esc_arch.plugin.models.warmup import ExactWarmup
+from esc_arch.plugin.random_states import random_states_of_all_processes, set_random_states
 from esc_arch.zoo.local import resolve
 from esc_arch.zoo.params import load_weights, select_params
-from esc_arch.zoo.store import load_state, save_state, write_atomically
-
-VALIDATION_FILE = "validation.json"
-# Options of BasicSR's schedulers, which keep them under these names.
-SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
-# How far a scheduler has come: what torch adds to that.
-PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
+from esc_arch.zoo.store import load_state, save_state
 
 
-class Checkpointing:
+class Checkpointing(Validating, ExactWarmup):
     """Mixin, in front of any of BasicSR's models.
 
     - Weights and training states are written beside their place and renamed into it. Where they
@@ -36,8 +32,7 @@ class Checkpointing:
     - Weights with values that are not finite are never written.
     - Training states also hold the random states of all processes, the gradient scaler and the
       place in the data, and are restored with them, as is the pool of training pairs that the
-      Real-ESRGAN models have (of the newest two states only). What validation measured is kept in
-      `validation.json` of the experiment, so that the best results outlive a resumption.
+      Real-ESRGAN models have (of the newest two states only).
     - `path: resume_schedule: options` goes on with the learning rate schedule of the options, not
       with that of the training state, the default (`state`); what is past stays as it was.
     - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
@@ -70,12 +65,35 @@ class Checkpointing:
         """
         net = self.get_bare_model(net)
         load_path = str(resolve(load_path))
-        weights = select_params(load_state(load_path), load_path, param_key)
+        _warn_of_pickles(load_path)
+        state = load_state(load_path)
+        param_key = self._key_in(state, param_key, load_path)
+        weights = select_params(state, load_path, param_key)
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
         self._print_different_keys_loading(net, weights, strict)
         resized = load_weights(net, weights, load_path, strict)
         if resized:
             get_root_logger().warning(resized)
+
+    @staticmethod
+    def _key_in(state: Mapping[str, Any], param_key: str | None, path: str) -> str | None:
+        """The key that the weights are taken from, where the file has keys of weights at all."""
+        spellings = {key: (key, key.replace("_", "-")) for key in ("params", "params_ema")}
+        there = [key for key, names in spellings.items() if any(name in state for name in names)]
+        if param_key is None or param_key in state or param_key in there:
+            return param_key
+        if param_key not in spellings:
+            raise UserError(
+                f"param_key: {param_key!r}: {path} has no weights under it; it has "
+                f"{', '.join(there) or 'weights without a key (params will do)'}"
+            )
+        if not there:
+            # Tensors directly, or in what another trainer wraps them in.
+            return param_key
+        get_root_logger().warning(
+            f"{path} has no weights under {param_key}: {there[0]} is taken instead."
+        )
+        return there[0]
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write weights and training state, as far as they are sound and there is room.
@@ -169,6 +187,8 @@ class Checkpointing:
             "random": self._random_states,
             "place_in_data": self.place_in_data,
             "scaler": scaler.state_dict() if scaler is not None else {},
+            "warmup": self.warmup_state(),
+            "seed": self.opt.get("manual_seed"),
         }
         save_state(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
@@ -177,15 +197,13 @@ class Checkpointing:
 
         Args:
             resume_state: What was loaded from the .state file.
+
+        Raises:
+            UserError: It does not fit the optimizers and schedulers of the options.
         """
-        asked = self._options_in_use()
-        schedules = [scheduler.state_dict() for scheduler in self.schedulers]
-        super().resume_training(resume_state)
-        if self.opt["path"].get("resume_schedule") == "options":
-            for scheduler, schedule in zip(self.schedulers, schedules, strict=True):
-                progress = {name: vars(scheduler)[name] for name in PROGRESS}
-                scheduler.load_state_dict({**schedule, **progress})
-        saved = self._options_in_use()
+        asked = options_in_use(self.optimizers, self.schedulers)
+        super().resume_training(self._fitting(resume_state))
+        saved = options_in_use(self.optimizers, self.schedulers)
         changed = [
             f"{name} {saved[name]} (the options say {value})"
             for name, value in asked.items()
@@ -197,100 +215,45 @@ class Checkpointing:
                 "path: resume_schedule: options takes the schedule of the options; for the rest "
                 "start a new run from the weights (path: pretrain_network_g)."
             )
-        if resume_state.get("scaler"):
+        if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(resume_state["scaler"])
         if resume_state.get("place_in_data") is not None:
             self.place_in_data = tuple(resume_state["place_in_data"])
+        self.resume_warmup(resume_state.get("warmup"))
         states = Path(self.opt["path"]["training_states"])
         if not load_pool(self, states, resume_state["iter"]):
             get_root_logger().warning(
                 "No whole pool of training pairs is there for this iteration: it fills anew."
             )
-        self._resume_best_results(resume_state["iter"])
+        self.resume_best_results(resume_state["iter"])
         if not set_random_states(resume_state.get("random", [])):
             get_root_logger().warning(
                 "The training state is of another number of processes or of another tool: random "
                 "numbers begin anew."
             )
 
-    def _options_in_use(self) -> dict[str, Any]:
-        """What optimizers and schedulers are set to, by the option's name."""
-        found: dict[str, Any] = {}
-        for number, optimizer in enumerate(self.optimizers, start=1):
-            prefix = f"optimizer {number}: " if len(self.optimizers) > 1 else ""
-            for group in optimizer.param_groups:
-                for name in ("initial_lr", "weight_decay", "betas", "momentum"):
-                    if name in group:
-                        value = group[name]
-                        value = list(value) if isinstance(value, tuple) else value
-                        found[f"{prefix}{name.removeprefix('initial_')}"] = value
-        for number, scheduler in enumerate(self.schedulers, start=1):
-            prefix = f"scheduler {number}: " if len(self.schedulers) > 1 else ""
-            for name in SCHEDULE:
-                if hasattr(scheduler, name):
-                    value = getattr(scheduler, name)
-                    # BasicSR counts milestones.
-                    value = sorted(value.elements()) if isinstance(value, Counter) else value
-                    found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-        return found
-
-    def nondist_validation(
-        self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool
-    ) -> None:
-        """Validate as BasicSR does, without a trace in the random states, and keep the results."""
-        with random_states_kept():
-            super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
-        if self.opt["is_train"] and self.opt["val"].get("metrics"):
-            results = self._measured()
-            values = results.setdefault(dataloader.dataset.opt["name"], {})
-            for metric, value in self.metric_results.items():
-                values.setdefault(metric, {})[str(current_iter)] = float(value)
-            self._keep_measured(results)
-
-    def was_validated(self, dataset: str, current_iter: int) -> bool:
-        """Whether results of an iteration are kept.
-
-        Args:
-            dataset: Name of the validation set.
-            current_iter: The iteration.
-        """
-        values = self._measured().get(dataset, {})
-        return bool(values) and all(str(current_iter) in each for each in values.values())
-
-    @property
-    def _validation_file(self) -> Path:
-        return Path(self.opt["path"]["experiments_root"], VALIDATION_FILE)
-
-    def _measured(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Value by data set, metric and iteration."""
-        try:
-            return json.loads(self._validation_file.read_text())
-        except (OSError, ValueError):
-            return {}
-
-    @master_only
-    def _keep_measured(self, results: Mapping[str, Any]) -> None:
-        try:
-            write_atomically(self._validation_file, json.dumps(results, indent=1).encode())
-        except OSError as error:
-            get_root_logger().error(f"{VALIDATION_FILE} not written: {error.strerror or error}.")
-
-    def _resume_best_results(self, current_iter: int) -> None:
-        wanted = (self.opt.get("val") or {}).get("metrics") or {}
-        results = self._measured()
-        for dataset, metrics in results.items():
-            self._initialize_best_metric_results(dataset)
-            for metric, values in metrics.items():
-                for iteration in sorted(map(int, values)):
-                    if iteration > current_iter:
-                        # Of the part of the run that is now done again.
-                        del values[str(iteration)]
-                    elif metric in wanted:
-                        self._update_best_metric_result(
-                            dataset, metric, values[str(iteration)], iteration
-                        )
-        if results:
-            self._keep_measured(results)
+    def _fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The training state as it can be loaded, or a UserError."""
+        for name, ours in (("optimizers", self.optimizers), ("schedulers", self.schedulers)):
+            if not isinstance(state.get(name), list) or len(state[name]) != len(ours):
+                raise UserError(
+                    f"the training state does not hold {len(ours)} {name}, as {self.opt['name']} "
+                    "needs; resume with the options of its own run"
+                )
+        from_options = self.opt["path"].get("resume_schedule") == "options"
+        return {
+            **state,
+            "optimizers": [
+                fitting_optimizer_state(saved, ours, number)
+                for number, (saved, ours) in enumerate(
+                    zip(state["optimizers"], self.optimizers, strict=True), start=1
+                )
+            ],
+            "schedulers": [
+                fitting_scheduler_state(saved, ours, from_options)
+                for saved, ours in zip(state["schedulers"], self.schedulers, strict=True)
+            ],
+        }
 
     def _non_finite_network(self) -> str | None:
         """Name of a network that holds a value that is not finite."""
@@ -306,28 +269,38 @@ class Checkpointing:
         if keep is None:
             return
         models, states = Path(self.opt["path"]["models"]), Path(self.opt["path"]["training_states"])
+        links = [str(folder) for folder in (models, states) if folder.is_symlink()]
+        if links:
+            get_root_logger().warning(
+                f"logger: keep_checkpoints: {links[0]} is a link: nothing behind it is removed."
+            )
+            return
         # States first: a state without its weights is no use, weights without their state are.
         saved: dict[int, list[Path]] = {}
         for path in [*states.glob("*.state"), *models.glob("net_*.pth")]:
             iteration = path.stem.rpartition("_")[2]
             if iteration.isdigit():
                 saved.setdefault(int(iteration), []).append(path)
-        spared = {*sorted(saved)[-keep:], self._best_iteration(saved)}
+        spared = {*sorted(saved)[-keep:], self.best_iteration(saved)}
         for iteration in saved.keys() - spared:
             for path in saved[iteration]:
                 path.unlink(missing_ok=True)
 
-    def _best_iteration(self, saved: Mapping[int, Any]) -> int | None:
-        """The best of the saved iterations, among those that validation measured."""
-        measured = self._measured()
-        if not measured:
-            return None
-        metric, options = next(iter(self.opt["val"]["metrics"].items()))
-        values = next(iter(measured.values())).get(metric, {})
-        values = {
-            int(iteration): value
-            for iteration, value in values.items()
-            if int(iteration) in saved and not math.isnan(value)
-        }
-        best = max if options.get("better", "higher") == "higher" else min
-        return best(values, key=values.__getitem__, default=None)
+
+# Below it, CVE-2026-24747 lets a crafted pickle get past `weights_only`.
+SAFE_PICKLES = (2, 10)
+
+
+def _warn_of_pickles(path: str) -> None:
+    """Say once that this PyTorch does not keep all code out of .pth files."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < SAFE_PICKLES and not path.endswith(".safetensors") and not _warned:
+        _warned.append(path)
+        get_root_logger().warning(
+            f"PyTorch {torch.__version__} can be made to run code by a crafted .pth file: take "
+            "weights from strangers as .safetensors, or convert them under PyTorch 2.10 or newer "
+            "(basicsr convert safetensors)."
+        )
+
+
+_warned: list[str] = []

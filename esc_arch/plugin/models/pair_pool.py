@@ -45,6 +45,9 @@ def remove_older_pools(folder: Path) -> None:
     Args:
         folder: Of the training states.
     """
+    if folder.is_symlink():
+        # Whoever linked the folder may keep other things there.
+        return
     pools = folder.glob(f"*{_file(folder, 0).suffix}")
     for path in sorted(pools, key=lambda path: int(path.stem))[:-2]:
         path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import yaml
 
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
-from esc_arch.plugin.training import durable
+from esc_arch.plugin.models.durable import durable
 
 # isort: split
 # Importable only once esc_arch has mended it.

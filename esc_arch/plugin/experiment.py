@@ -1,0 +1,132 @@
+"""The folder of a run: nobody else's meanwhile, and what was there before lost to no mistake."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from esc_arch.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+class ExperimentFolder:
+    """Makes the folders of a run as BasicSR does, with a way back.
+
+    BasicSR renames an experiment of the same name before it builds anything. Where the run then
+    cannot begin, `restore` puts the older experiment back in its place. A lock on the folder keeps
+    a second run of the name out; on Windows, and on file systems without locks, there is none.
+    """
+
+    def __init__(self) -> None:
+        self._lock: int | None = None
+        self._renamed: list[tuple[Path, Path]] = []
+
+    def make(
+        self, make_exp_dirs: Callable[[dict[str, Any]], None], opt: dict[str, Any], opt_file: str
+    ) -> None:
+        """Call BasicSR's function, unless that would take something away from this run.
+
+        Args:
+            make_exp_dirs: BasicSR's; renames an older experiment, and makes folders.
+            opt: The parsed options.
+            opt_file: The option file, which is read again afterwards.
+
+        Raises:
+            UserError: The experiment is in use, or the run needs something that is in it.
+        """
+        root = _root(opt)
+        if opt["rank"] == 0 and root.is_dir():
+            self.lock(opt)
+            _refuse_own_files(opt, opt_file, root)
+        before = _archives(root)
+        make_exp_dirs(opt)
+        if opt["rank"] == 0:
+            self._renamed += [(path, root) for path in _archives(root) - before]
+            self.lock(opt)
+
+    def make_tensorboard(self, mkdir_and_rename: Callable[[str], None], path: str) -> None:
+        """BasicSR's `mkdir_and_rename`, noted for `restore`."""
+        root = Path(path)
+        before = _archives(root)
+        mkdir_and_rename(path)
+        self._renamed += [(path, root) for path in _archives(root) - before]
+
+    def lock(self, opt: dict[str, Any]) -> None:
+        """Keep the experiment to this run, until `release`.
+
+        Raises:
+            UserError: Another run has it.
+        """
+        root = _root(opt)
+        if fcntl is None or opt["rank"] != 0 or not root.is_dir():
+            return
+        descriptor = os.open(root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            # Ours, of a folder that has been renamed, is another one.
+            if self._lock is not None and os.fstat(self._lock).st_ino == root.stat().st_ino:
+                return
+            raise UserError(
+                f"name: {opt['name']}: another run writes into {root} just now; wait for its end, "
+                "or give this one another name"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            return
+        self.release()
+        self._lock = descriptor
+
+    def release(self) -> None:
+        """Let others have the experiment."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def restore(self) -> None:
+        """Put back what was renamed, since the run has not begun."""
+        for archived, place in reversed(self._renamed):
+            with contextlib.suppress(OSError):
+                if place.is_dir():
+                    shutil.rmtree(place)
+                archived.rename(place)
+        self._renamed.clear()
+
+    def keep(self) -> None:
+        """The run has begun: what was renamed stays so."""
+        self._renamed.clear()
+
+
+def _root(opt: dict[str, Any]) -> Path:
+    return Path(opt["path"]["experiments_root" if opt["is_train"] else "results_root"])
+
+
+def _archives(root: Path) -> set[Path]:
+    with contextlib.suppress(OSError):
+        return {
+            path for path in root.parent.iterdir() if path.name.startswith(f"{root.name}_archived_")
+        }
+    return set()
+
+
+def _refuse_own_files(opt: dict[str, Any], opt_file: str, root: Path) -> None:
+    named = {"-opt": opt_file}
+    for key, value in opt["path"].items():
+        if isinstance(value, str) and ("pretrain" in key or "resume_state" in key):
+            named[f"path: {key}"] = value
+    for option, value in named.items():
+        path = Path(value).resolve()
+        if path.exists() and root.resolve() in path.parents:
+            what = "experiment" if opt["is_train"] else "results"
+            raise UserError(
+                f"{option}: {value} is in {root}, which this run would rename, since its name is "
+                f"{opt['name']}; copy the file out of the {what}, give the run another name, or go "
+                "on with --auto_resume"
+            )

@@ -1,0 +1,165 @@
+"""Training states held against the options before they are loaded."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from esc_arch.errors import UserError, printable
+
+# Options of BasicSR's schedulers, which keep them under these names.
+SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
+# How far a scheduler has come: what torch adds to that.
+PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
+# How a step is computed, which is this machine's business, not the file's.
+COMPUTATION = ("fused", "foreach", "capturable", "differentiable", "maximize")
+
+
+def options_in_use(optimizers: list[Any], schedulers: list[Any]) -> dict[str, Any]:
+    """What optimizers and schedulers are set to, by the option's name."""
+    found: dict[str, Any] = {}
+    for number, optimizer in enumerate(optimizers, start=1):
+        prefix = f"optimizer {number}: " if len(optimizers) > 1 else ""
+        for group in optimizer.param_groups:
+            for name in ("initial_lr", "weight_decay", "betas", "momentum"):
+                if name in group:
+                    value = group[name]
+                    value = list(value) if isinstance(value, tuple) else value
+                    found[f"{prefix}{name.removeprefix('initial_')}"] = value
+    for number, scheduler in enumerate(schedulers, start=1):
+        prefix = f"scheduler {number}: " if len(schedulers) > 1 else ""
+        for name in SCHEDULE:
+            if hasattr(scheduler, name):
+                value = getattr(scheduler, name)
+                # BasicSR counts milestones.
+                value = sorted(value.elements()) if isinstance(value, Counter) else value
+                found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def fitting_optimizer_state(
+    saved: Any, optimizer: torch.optim.Optimizer, number: int
+) -> dict[str, Any]:
+    """A saved optimizer state that can be loaded without harm.
+
+    Torch takes tensors of any shape, and steps that run in C then write beyond them.
+
+    Args:
+        saved: What the file has.
+        optimizer: What the options have built.
+        number: Of the optimizer, from 1, for the error.
+
+    Returns:
+        The state, with the flags of `COMPUTATION` as the options have them.
+
+    Raises:
+        UserError: It is of another optimizer, or of other parameters.
+    """
+    where = f"the training state's optimizer {number}"
+    ours = optimizer.state_dict()
+    try:
+        groups, states = saved["param_groups"], saved["state"]
+        sizes = [len(group["params"]) for group in groups]
+    except (TypeError, KeyError):
+        raise UserError(f"{where} is damaged; resume from another state") from None
+    if sizes != [len(group["params"]) for group in ours["param_groups"]]:
+        raise UserError(
+            f"{where} is of {sum(sizes)} parameters, the network of the options has "
+            f"{sum(len(group['params']) for group in ours['param_groups'])}; resume with the "
+            "options of that run, or start anew from its weights (path: pretrain_network_g)"
+        )
+    fitting = []
+    for group, own in zip(groups, ours["param_groups"], strict=True):
+        taken = {key: group[key] for key in own if key in group and key not in COMPUTATION}
+        for key, value in taken.items():
+            if type(own[key]) in (int, float) and type(value) not in (int, float):
+                raise UserError(f"{where}: {key} is no number; resume from another state")
+        fitting.append({**own, **taken})
+    expected = _expected_state(optimizer)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    indices = [index for group in groups for index in group["params"]]
+    for parameter, index in zip(parameters, indices, strict=True):
+        state = states.get(index)
+        if not state:
+            continue
+        shapes = _shapes(state)
+        if shapes != expected[parameter]:
+            raise UserError(
+                f"{where} does not fit {type(optimizer).__name__} of the options: it holds "
+                f"{_described(shapes)} for a parameter that needs {_described(expected[parameter])}"
+                "; resume with the options of that run, or start anew from its weights (path: "
+                "pretrain_network_g)"
+            )
+    return {**saved, "param_groups": fitting}
+
+
+def _expected_state(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, dict[str, Any]]:
+    """Shapes of what an optimizer keeps for each parameter, found by a step of a twin."""
+    twins: dict[torch.Tensor, torch.Tensor] = {}
+    groups = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            twin = torch.zeros(parameter.shape, requires_grad=True)
+            twin.grad = torch.zeros(parameter.shape)
+            twins[parameter] = twin
+        options = {k: v for k, v in group.items() if k not in ("params", *COMPUTATION)}
+        groups.append({**options, "params": [twins[each] for each in group["params"]]})
+    defaults = {k: v for k, v in optimizer.defaults.items() if k not in COMPUTATION}
+    twin_optimizer = type(optimizer)(groups, **_taken(type(optimizer), defaults))
+    twin_optimizer.step()
+    return {
+        parameter: _shapes(twin_optimizer.state.get(twin, {})) for parameter, twin in twins.items()
+    }
+
+
+def _taken(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the defaults that are arguments; AdamW, say, sets one of its own."""
+    import inspect
+
+    names = inspect.signature(kind.__init__).parameters
+    return {key: copy.copy(value) for key, value in options.items() if key in names}
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes by name; a number and a tensor of one element count alike."""
+    return {
+        name: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+        for name, value in state.items()
+        if value is not None
+    }
+
+
+def _described(shapes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{printable(name)} {shape}" for name, shape in shapes.items()) or "nothing"
+
+
+def fitting_scheduler_state(saved: Any, scheduler: Any, from_options: bool) -> dict[str, Any]:
+    """A saved scheduler state that can be loaded.
+
+    Args:
+        saved: What the file has.
+        scheduler: What the options have built.
+        from_options: Whether to go on with the schedule of the options.
+
+    Returns:
+        The state.
+
+    Raises:
+        UserError: It is of another kind of scheduler, and `from_options` is false.
+    """
+    ours = scheduler.state_dict()
+    if not isinstance(saved, Mapping) or any(name not in saved for name in PROGRESS[:1]):
+        raise UserError("the training state's scheduler is damaged; resume from another state")
+    if from_options:
+        return {**ours, **{name: saved[name] for name in PROGRESS if name in saved}}
+    differ = {name for name in SCHEDULE if (name in saved) != (name in ours)}
+    if differ:
+        raise UserError(
+            f"train: scheduler: {type(scheduler).__name__}: the training state is of another kind "
+            "(its options: "
+            f"{', '.join(name for name in SCHEDULE if name in saved)}); path: resume_schedule: "
+            "options goes on with the schedule of the options"
+        )
+    return dict(saved)

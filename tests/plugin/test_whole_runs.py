@@ -1,0 +1,547 @@
+"""Runs that BasicSR ends early, mixes up or loses: here they end where the options say.
+
+In this process, through what `basicsr train` and `basicsr test` call after their checks.
+"""
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from esc_arch.errors import UserError
+from esc_arch.plugin import testing, training
+
+# isort: split
+from basicsr.utils import get_root_logger
+from basicsr.utils.logger import initialized_logger
+
+WriteOptions = Callable[..., Path]
+ROTATED = 6
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Runs start in a folder of their own, with a logger of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    initialized_logger.clear()
+    yield tmp_path
+    for handler in list(get_root_logger().handlers):
+        get_root_logger().removeHandler(handler)
+        handler.close()
+    initialized_logger.clear()
+
+
+def train(options: Path, *flags: str) -> str:
+    """Train; returns the log."""
+    arguments = sys.argv
+    sys.argv = ["basicsr", "-opt", str(options), *flags]
+    # Each run adds a file to the one logger of the process.
+    for handler in list(get_root_logger().handlers):
+        get_root_logger().removeHandler(handler)
+    initialized_logger.clear()
+    try:
+        assert training.train(str(Path.cwd())) == 0
+    finally:
+        sys.argv = arguments
+    return log_of("tiny")
+
+
+def log_of(name: str) -> str:
+    logs = sorted(Path("experiments", name).glob("train_*.log"), key=lambda p: p.stat().st_mtime)
+    return logs[-1].read_text()
+
+
+def iterations(log: str) -> list[int]:
+    return [int(number.replace(",", "")) for number in re.findall(r"iter: +([\d,]+),", log)]
+
+
+def state(iteration: int) -> dict[str, Any]:
+    path = Path("experiments/tiny/training_states", f"{iteration}.state")
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(("batch", "total"), [(3, 20), (8, 5)])
+def test_a_run_goes_on_to_total_iter_where_epochs_leave_samples_over(
+    batch: int, total: int, write_train_options: WriteOptions
+):
+    # 8 pictures: batches of 3 leave two over.
+    log = train(
+        write_train_options({"datasets:train:batch_size_per_gpu": batch, "train:total_iter": total})
+    )
+    assert iterations(log) == list(range(1, total + 1))
+    measured = json.loads(Path("experiments/tiny/validation.json").read_text())
+    assert set(map(int, measured["tiny_val"]["psnr"])) <= set(range(1, total + 1))
+
+
+def test_a_run_resumed_with_other_batches_and_ratio_goes_on_to_total_iter(
+    write_train_options: WriteOptions,
+):
+    first = {"datasets:train:dataset_enlarge_ratio": 4, "train:total_iter": 10}
+    train(write_train_options(first))
+    second = {"datasets:train:batch_size_per_gpu": 5, "train:total_iter": 24}
+    log = train(write_train_options(second), "--auto_resume")
+    assert iterations(log) == list(range(11, 25))
+    assert state(24)["place_in_data"][0] > 0
+
+
+def test_fewer_pictures_than_one_batch_are_refused_and_the_older_experiment_stays(
+    write_train_options: WriteOptions,
+):
+    train(write_train_options())
+    before = sorted(str(path) for path in Path("experiments").rglob("*"))
+    options = write_train_options({"datasets:train:batch_size_per_gpu": 9})
+    with pytest.raises(UserError, match="8 images.*fewer than one batch of 9.*enlarge_ratio: 2"):
+        train(options)
+    assert sorted(str(path) for path in Path("experiments").rglob("*")) == before
+
+
+def test_an_unknown_key_of_weights_is_refused_and_a_missing_average_is_said(
+    write_train_options: WriteOptions,
+):
+    train(write_train_options({"train:ema_decay": None}))
+    weights = str(Path("experiments/tiny/models/net_g_4.pth").resolve())
+    path = {"name": "next", "path:pretrain_network_g": weights}
+    with pytest.raises(UserError, match="'params-emma'.*it has params"):
+        train(write_train_options({**path, "path:param_key_g": "params-emma"}))
+    with told() as lines:
+        train_named("next", write_train_options({**path, "path:param_key_g": "params_ema"}))
+    assert any("no weights under params_ema: params is taken instead" in line for line in lines)
+    assert any(line.endswith(f"from {weights} [params].") for line in lines)
+
+
+class told:
+    """What BasicSR's logger is told within it."""
+
+    def __enter__(self) -> list[str]:
+        self.lines: list[str] = []
+        self.handler = logging.Handler()
+        self.handler.emit = lambda record: self.lines.append(record.getMessage())
+        get_root_logger().addHandler(self.handler)
+        return self.lines
+
+    def __exit__(self, *_: object) -> None:
+        get_root_logger().removeHandler(self.handler)
+
+
+def train_named(name: str, options: Path, *flags: str) -> None:
+    sys_argv, sys.argv = sys.argv, ["basicsr", "-opt", str(options), *flags]
+    try:
+        assert training.train(str(Path.cwd())) == 0
+    finally:
+        sys.argv = sys_argv
+
+
+def test_a_set_without_gt_is_not_compared_with_the_last_training_patch(
+    write_train_options: WriteOptions, paired_data: Any
+):
+    single = {
+        "name": "real",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(paired_data.val_lq),
+        "io_backend": {"type": "disk"},
+    }
+    log = train(write_train_options({"datasets:val_2": single}))
+    assert "real: has no GT, so psnr is left out." in log
+    measured = json.loads(Path("experiments/tiny/validation.json").read_text())
+    assert measured["real"] == {} and measured["tiny_val"]["psnr"]
+
+
+def test_niqe_counts_as_the_better_the_lower(write_train_options: WriteOptions):
+    from basicsr.models import build_model
+
+    from esc_arch.plugin.models.durable import durable
+
+    opt = yaml.safe_load(write_train_options().read_text())
+    opt.update(num_gpu=0, dist=False, is_train=False, rank=0)
+    opt["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 0}}
+    model = durable(type(build_model(opt)))(opt)
+    model._initialize_best_metric_results("set")
+    for iteration, value in ((1, 5.0), (2, 4.0), (3, 6.0)):
+        model._update_best_metric_result("set", "niqe", value, iteration)
+    assert model.best_metric_results["set"]["niqe"]["iter"] == 2
+
+
+def test_two_sets_of_one_name_are_refused(write_train_options: WriteOptions):
+    opt = yaml.safe_load(write_train_options().read_text())
+    with pytest.raises(UserError, match="val and val_2 both have name: tiny_val"):
+        train(write_train_options({"datasets:val_2": opt["datasets"]["val"]}))
+
+
+def test_images_of_one_name_are_refused_where_they_would_be_saved(
+    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
+):
+    shutil.copytree(paired_data.val_lq, tmp_path / "lq")
+    chelsea = cv2.imread(str(tmp_path / "lq" / "chelseax2.png"))
+    cv2.imwrite(str(tmp_path / "lq" / "chelseax2.bmp"), chelsea)
+    single = {
+        "name": "real",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(tmp_path / "lq"),
+        "io_backend": {"type": "disk"},
+    }
+    with pytest.raises(UserError, match=r"chelseax2\.(bmp|png) would both be saved as chelseax2"):
+        train(write_train_options({"datasets:val_2": single, "val:save_img": True}))
+    # Save first, then end.
+    assert state(4)["iter"] == 4
+
+
+def test_gt_that_is_too_large_for_its_lq_is_refused_in_validation(
+    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
+):
+    (tmp_path / "gt").mkdir()
+    for path in paired_data.val_gt.iterdir():
+        image = cv2.imread(str(path))
+        cv2.imwrite(str(tmp_path / "gt" / path.name), cv2.resize(image, None, fx=2, fy=2))
+    with pytest.raises(UserError, match=r"GT is 96 x 80 and LQ 24 x 20: that is not scale 2"):
+        train(write_train_options({"datasets:val:dataroot_gt": str(tmp_path / "gt")}))
+
+
+def test_a_border_that_leaves_nothing_is_refused_after_saving(write_train_options: WriteOptions):
+    metric = {"type": "calculate_psnr", "crop_border": 200}
+    options = write_train_options(
+        {"val:metrics": {"psnr": metric}, "val:val_freq": 3, "logger:save_checkpoint_freq": 100}
+    )
+    with pytest.raises(UserError, match="psnr: crop_border: 200: nothing is left of an image"):
+        train(options)
+    assert state(3)["iter"] == 3
+    assert "The run ends with an error; saved iteration 3." in log_of("tiny")
+
+
+def test_mean_and_std_of_the_data_do_not_change_what_is_measured(
+    write_train_options: WriteOptions, write_test_options: WriteOptions, paired_data: Any
+):
+    train(write_train_options())
+    # Halves and doubles: the network is nearly linear in neither, so only GT itself tells.
+    from basicsr.models import build_model
+    from torch.utils.data import DataLoader
+
+    from esc_arch.plugin.models.durable import durable
+
+    opt = yaml.safe_load(write_test_options({"val:save_img": False}).read_text())
+    opt.update(num_gpu=0, dist=False, is_train=False, rank=0, manual_seed=0)
+    model = durable(type(build_model(opt)))(opt)
+
+    class Normalized(torch.utils.data.Dataset):
+        opt = {"name": "tiny_val", "mean": [0.4, 0.5, 0.6], "std": [2.0, 2.0, 2.0]}
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+            mean = torch.tensor(self.opt["mean"]).reshape(3, 1, 1)
+            return {"lq": (image - mean) / 2, "gt": (image - mean) / 2, "lq_path": "a.png"}
+
+    # A network that changes nothing: the result is GT, so PSNR is infinite, if both are brought
+    # back alike, and the visuals are what they were before they were normalized.
+    model.net_g = torch.nn.Identity()
+    seen = []
+    original = model.get_current_visuals
+    model.get_current_visuals = lambda: seen.append(original()) or seen[-1]
+    model.nondist_validation(DataLoader(Normalized()), 1, None, False)
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen[0]["result"][0], image)
+    torch.testing.assert_close(seen[0]["gt"][0], image)
+    assert model.metric_results["psnr"] == float("inf")
+
+
+def test_debug_within_a_name_changes_nothing(write_train_options: WriteOptions):
+    train_named("", write_train_options({"name": "undebugged", "logger:print_freq": 2}))
+    assert iterations(log_of("undebugged")) == [2, 4]
+    assert (Path("experiments/undebugged/training_states") / "2.state").is_file()
+
+
+def test_a_second_run_of_a_name_is_refused_while_the_first_goes_on(
+    write_train_options: WriteOptions,
+):
+    train(write_train_options())
+    hold = (
+        "import fcntl, os, sys\n"
+        "fcntl.flock(os.open('experiments/tiny', os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        for flags in ([], ["--auto_resume"]):
+            with pytest.raises(UserError, match="name: tiny: another run writes into"):
+                train(write_train_options({"train:total_iter": 6}), *flags)
+        other.stdin.close()
+    log = train(write_train_options({"train:total_iter": 6}), "--auto_resume")
+    assert iterations(log) == [5, 6]
+
+
+@pytest.mark.parametrize("what", ["-opt", "path: pretrain_network_g"])
+def test_the_experiments_own_files_are_not_moved_away_from_under_the_run(
+    what: str, write_train_options: WriteOptions
+):
+    options = write_train_options()
+    train(options)
+    if what == "-opt":
+        options = Path(shutil.copy(options, "experiments/tiny/own.yml"))
+    else:
+        weights = str(Path("experiments/tiny/models/net_g_4.pth").resolve())
+        options = write_train_options({"path:pretrain_network_g": weights})
+    with pytest.raises(UserError, match=f"{what}: .* is in .*which this run would rename"):
+        train(options)
+    assert not list(Path("experiments").glob("*_archived_*"))
+
+
+def test_prefetching_without_workers_gives_the_same_as_loading_without(
+    write_train_options: WriteOptions,
+):
+    ends = []
+    for mode in (None, "cpu"):
+        options = write_train_options({"datasets:train:prefetch_mode": mode})
+        train(options)
+        ends.append(torch.load("experiments/tiny/models/net_g_4.pth", weights_only=True))
+    for first, second in zip(*(end["params"].values() for end in ends), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_prefetching_ends_with_the_name_of_an_unreadable_sample(
+    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
+):
+    import lmdb
+
+    copy = tmp_path / "broken.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    with lmdb.open(str(copy)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"rocket_180", transaction.get(b"rocket_180")[:200])
+    options = write_train_options(
+        {
+            "datasets:train:prefetch_mode": "cpu",
+            "datasets:train:num_worker_per_gpu": 1,
+            "datasets:train:dataroot_gt": str(copy),
+            "train:total_iter": 8,
+        }
+    )
+    with pytest.raises(UserError, match="key 'rocket_180' of .*broken.lmdb: not a whole image"):
+        train(options)
+
+
+def test_without_manual_seed_two_resumptions_are_the_same(write_train_options: WriteOptions):
+    options = {"manual_seed": None, "train:total_iter": 4}
+    train(write_train_options(options))
+    assert 1 <= state(4)["seed"] <= 10000
+    shutil.copytree("experiments/tiny", "experiments/kept")
+    ends = []
+    for _ in range(2):
+        shutil.rmtree("experiments/tiny")
+        shutil.copytree("experiments/kept", "experiments/tiny")
+        train(write_train_options({**options, "train:total_iter": 8}), "--auto_resume")
+        ends.append(torch.load("experiments/tiny/models/net_g_8.pth", weights_only=True)["params"])
+    assert all(map(torch.equal, ends[0].values(), ends[1].values()))
+
+
+def test_an_exact_warmup_leaves_the_schedule_as_it_is(write_train_options: WriteOptions):
+    schedule = {"type": "MultiStepLR", "milestones": [2, 6], "gamma": 0.5}
+    options = {
+        "train:scheduler": schedule,
+        "train:warmup_iter": 4,
+        "train:total_iter": 8,
+        "logger:save_checkpoint_freq": 1,
+    }
+    log = train(write_train_options(options))
+    assert "the learning rate stays at 3/4 of its value for good" in log
+    train(write_train_options({**options, "train:warmup": "exact"}))
+    rates = [state(i)["optimizers"][0]["param_groups"][0]["lr"] for i in range(1, 9)]
+    shares = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    factors = [1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25]
+    assert rates == pytest.approx([1e-3 * s * f for s, f in zip(shares, factors, strict=True)])
+    for path in Path("experiments/tiny").rglob("*[4-8].*"):
+        if path.suffix in (".state", ".pth"):
+            path.unlink()
+    train(write_train_options({**options, "train:warmup": "exact"}), "--auto_resume")
+    assert [state(i)["optimizers"][0]["param_groups"][0]["lr"] for i in range(1, 9)] == rates
+
+
+def test_a_schedule_that_ends_early_saves_first(write_train_options: WriteOptions):
+    cosine = {"type": "CosineAnnealingRestartLR", "periods": [3], "restart_weights": [1]}
+    options = write_train_options(
+        {"train:scheduler": cosine, "train:total_iter": 9, "logger:save_checkpoint_freq": 100}
+    )
+    with pytest.raises(UserError, match="train: scheduler: has no learning rate for iteration"):
+        train(options)
+    (saved,) = Path("experiments/tiny/training_states").glob("*.state")
+    reached = int(saved.stem)
+    # The state is that of the last whole iteration, so longer periods go on from there.
+    assert state(reached)["schedulers"][0]["last_epoch"] == reached - 1
+    longer = {**cosine, "periods": [9]}
+    changes = {"train:scheduler": longer, "path:resume_schedule": "options", "train:total_iter": 9}
+    log = train(write_train_options(changes), "--auto_resume")
+    assert iterations(log) == list(range(reached + 1, 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train:optim_g": {"type": "SGD", "lr": 0.1, "momentum": 0.9}},
+            "optimizer 1 does not fit SGD of the options",
+        ),
+        (
+            {
+                "train:scheduler": {
+                    "type": "CosineAnnealingRestartLR",
+                    "periods": [8],
+                    "restart_weights": [1],
+                }
+            },
+            "train: scheduler: CosineAnnealingRestartLR: the training state is of another kind",
+        ),
+        ({"network_g:num_block": 2}, "optimizer 1 is of"),
+    ],
+)
+def test_a_state_of_other_options_is_refused_in_one_line(
+    changes: dict[str, Any], message: str, write_train_options: WriteOptions
+):
+    train(write_train_options())
+    changes = {"path:resume_state": "experiments/tiny/training_states/4.state", **changes}
+    changes["path:ignore_resume_networks"] = "network_g"
+    with pytest.raises(UserError, match=message):
+        train(write_train_options({"train:total_iter": 8, **changes}))
+
+
+def test_a_state_with_moments_of_another_size_is_refused_and_flags_are_the_options(
+    write_train_options: WriteOptions,
+):
+    train(write_train_options())
+    path = Path("experiments/tiny/training_states/4.state")
+    crafted = state(4)
+    crafted["optimizers"][0]["param_groups"][0]["fused"] = True
+    torch.save(crafted, path)
+    train(write_train_options({"train:total_iter": 6}), "--auto_resume")
+    assert state(6)["optimizers"][0]["param_groups"][0]["fused"] is None
+
+    crafted = state(6)
+    crafted["optimizers"][0]["state"][0]["exp_avg"] = torch.zeros(1)
+    torch.save(crafted, Path("experiments/tiny/training_states/6.state"))
+    with pytest.raises(UserError, match=r"optimizer 1 does not fit Adam.*exp_avg \(1,\)"):
+        train(write_train_options({"train:total_iter": 8}), "--auto_resume")
+
+
+def test_a_rotated_jpeg_of_a_pair_is_refused_by_name(
+    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
+):
+    for side, source in (("gt", paired_data.val_gt), ("lq", paired_data.val_lq)):
+        shutil.copytree(source, tmp_path / side)
+    (tmp_path / "gt" / "chelsea.png").unlink()
+    image = Image.open(paired_data.val_gt / "chelsea.png")
+    exif = Image.Exif()
+    exif[0x0112] = ROTATED
+    image.rotate(90, expand=True).save(tmp_path / "gt" / "chelsea.jpg", exif=exif, quality=95)
+    # BasicSR looks for LQ under the suffix of GT.
+    Image.open(paired_data.val_lq / "chelseax2.png").save(tmp_path / "lq" / "chelseax2.jpg")
+    (tmp_path / "lq" / "chelseax2.png").unlink()
+    upright = cv2.imread(str(tmp_path / "gt" / "chelsea.jpg"))
+    assert upright.shape[:2] == (40, 48), "OpenCV turns it"
+    with pytest.raises(UserError, match=r"chelsea.jpg.*EXIF orientation 6 of GT and 1 of LQ"):
+        train(
+            write_train_options(
+                {
+                    "datasets:val:dataroot_gt": str(tmp_path / "gt"),
+                    "datasets:val:dataroot_lq": str(tmp_path / "lq"),
+                }
+            )
+        )
+
+
+def test_optim_d_as_an_alias_is_a_mapping_of_its_own(
+    write_train_options: WriteOptions, monkeypatch: pytest.MonkeyPatch
+):
+    from basicsr.utils.options import parse_options
+
+    path = write_train_options()
+    text = path.read_text().replace("  optim_g:", "  optim_g: &adam")
+    path.write_text(text.replace("  total_iter:", "  optim_d: *adam\n  total_iter:"))
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", str(path)])
+    opt, _ = parse_options(str(Path.cwd()), is_train=True)
+    assert opt["train"]["optim_d"] == opt["train"]["optim_g"]
+    assert opt["train"]["optim_d"] is not opt["train"]["optim_g"]
+
+
+@pytest.mark.parametrize("val", [None, {"save_img": True}])
+def test_a_test_needs_neither_val_nor_suffix(
+    val: dict | None, write_train_options: WriteOptions, write_test_options: WriteOptions
+):
+    train(write_train_options())
+    opt = yaml.safe_load(write_test_options().read_text())
+    opt["val"] = val
+    Path("test.yml").write_text(yaml.safe_dump(opt))
+    arguments, sys.argv = sys.argv, ["basicsr", "-opt", "test.yml"]
+    try:
+        assert testing.test(str(Path.cwd())) == 0
+    finally:
+        sys.argv = arguments
+    images = list(Path("results/tiny_test/visualization").rglob("*.png"))
+    assert len(images) == (2 if val else 0)
+
+
+def test_equal_images_are_left_out_of_the_mean_and_said(write_train_options: WriteOptions):
+    from basicsr.models import build_model
+    from torch.utils.data import DataLoader
+
+    from esc_arch.plugin.models.durable import durable
+
+    opt = yaml.safe_load(write_train_options().read_text())
+    opt.update(num_gpu=0, dist=False, is_train=False, rank=0)
+    opt["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
+    model = durable(type(build_model(opt)))(opt)
+    model.net_g = torch.nn.Identity()
+
+    class Pairs(torch.utils.data.Dataset):
+        opt = {"name": "pairs"}
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            lq = torch.full((3, 8, 8), 0.5)
+            return {"lq": lq, "gt": lq + 10 / 255 * index, "lq_path": f"{index}.png"}
+
+    with told() as lines:
+        model.nondist_validation(DataLoader(Pairs()), 1, None, False)
+    assert model.metric_results["psnr"] == pytest.approx(20 * np.log10(255 / 10), abs=0.2)
+    assert any("psnr of 1 of 2 images, which equal their GT, is infinite" in x for x in lines)
+
+
+def test_checkpoints_behind_a_link_are_not_removed(write_train_options: WriteOptions):
+    options = {"logger:keep_checkpoints": 1, "logger:save_checkpoint_freq": 1, "val:val_freq": 100}
+    train(write_train_options({**options, "train:total_iter": 2}))
+    models = Path("experiments/tiny/models")
+    models.rename("elsewhere")
+    models.symlink_to(Path("elsewhere").resolve())
+    log = train(write_train_options({**options, "train:total_iter": 5}), "--auto_resume")
+    assert {f"net_g_{i}.pth" for i in (2, 3, 4, 5)} <= {p.name for p in models.iterdir()}
+    assert "is a link: nothing behind it is removed" in log
+
+
+@pytest.mark.parametrize(("version", "warned"), [("2.9.1+cpu", True), ("2.10.0", False)])
+def test_pickles_on_a_pytorch_that_lets_code_through_are_warned_of(
+    version: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+):
+    from esc_arch.plugin.models import checkpointing
+
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(checkpointing, "_warned", [])
+    with told() as lines:
+        checkpointing._warn_of_pickles("some.safetensors")
+        assert not lines
+        checkpointing._warn_of_pickles("some.pth")
+        checkpointing._warn_of_pickles("other.pth")
+    assert len(lines) == warned

@@ -97,6 +97,11 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         help="keep the source's suffix in the name, as in photo.jpg.png",
     )
     files.add_argument(
+        "--compare",
+        action="store_true",
+        help="also write NAME_compare.png: bicubic and the result side by side",
+    )
+    files.add_argument(
         "--strip",
         action="store_true",
         help="leave out EXIF, XMP and resolution; colour profiles stay",
@@ -153,9 +158,29 @@ def run(args: argparse.Namespace) -> int:
                     tally.error(note, "")
                 height, width, _ = result.shape
                 tally.done_one(f"{printable(job.target)}: {width} x {height}", height * width)
+                if args.compare:
+                    _compare(job.source, job.target, tally)
             bar.update()
     print(f"{tally.done} upscaled, {tally.kept} kept, {tally.failed} failed")
     return 1 if tally.failed else 0
+
+
+def _compare(source: Path, target: Path, tally: "_Tally") -> None:
+    """Write bicubic and the result side by side, beside the result."""
+    from esc_arch.errors import UserError, printable
+    from esc_arch.inference.encoding import encode
+    from esc_arch.inference.pictures import Picture
+    from esc_arch.study.comparison import side_by_side
+    from esc_arch.zoo.store import write_atomically
+
+    file = target.with_name(f"{target.stem}_compare.png")
+    try:
+        write_atomically(file, encode(Picture(side_by_side(source, target))))
+    except (UserError, OSError) as error:
+        tally.failed += 1
+        tally.error(f"{printable(file)}: {error}")
+    else:
+        tally.bar.write(f"{printable(file)}: bicubic, and the result", file=sys.stdout)
 
 
 class _Tally:

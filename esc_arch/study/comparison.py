@@ -108,6 +108,24 @@ def make_panels(
     return panels, border
 
 
+def side_by_side(lr: Path, result: Path) -> np.ndarray:
+    """The bicubic enlargement of a picture and its result, a strip of white between them.
+
+    Args:
+        lr: The picture.
+        result: What upscaling it gave.
+
+    Returns:
+        (H, 2 W + 8, 3), RGB, uint8.
+
+    Raises:
+        UserError: One of them cannot be read.
+    """
+    sr, small = read_rgb(result), read_rgb(lr)
+    bicubic = imresize(small, max(1, sr.shape[1] // small.shape[1]))
+    return np.hstack([bicubic, np.full((len(sr), 8, 3), 255, np.uint8), sr])
+
+
 def _size(pixels: np.ndarray) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,9 +166,10 @@ def test_commands_of_the_pages_run(line, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_of_the_pages_runs(page, folder):
+def test_python_of_the_pages_runs(page, folder, tmp_path):
+    shutil.copy(folder / "photo.jpg", tmp_path)
     for content in blocks(page, ("python",)):
-        done = run(["python", "-c", content], folder)
+        done = run(["python", "-c", content], tmp_path)
         assert done.returncode == 0, done.stderr
 
 

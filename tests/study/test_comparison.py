@@ -84,6 +84,14 @@ def test_mistakes_are_one_line(pictures, capsys, arguments, message):
     assert message in error
 
 
+def test_upscale_writes_bicubic_and_result_side_by_side(pictures):
+    assert main(["upscale", "lr.png", "--compare"]) == 0
+    result, both = (cv2.imread(f"upscaled/{name}.png") for name in ("lr", "lr_compare"))
+    assert both.shape == (80, 2 * 120 + 8, 3)
+    np.testing.assert_array_equal(both[:, :120], imresize(cv2.imread("lr.png"), 2))
+    np.testing.assert_array_equal(both[:, 128:], result)
+
+
 def test_results_of_one_name_are_told_apart_by_their_folders(pictures, capsys):
     for folder in ("ours", "theirs"):
         (pictures / folder).mkdir()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esc_arch.kernels.cpu import library as cpu_kernels
-from esc_arch.ops.attention import BACKENDS, flashbias_attention, naive, window_attention
+from esc_arch.ops.attention import BACKENDS, KERNELS, flashbias_attention, naive, window_attention
 from esc_arch.study.speed.contenders import DTYPES, Contender
 from esc_arch.study.speed.measure import reason
 
@@ -157,8 +157,12 @@ def check_networks(
 
 def _backends(device: str) -> list[str]:
     """The backends that are made for a device."""
-    fused = device == "cpu" and cpu_kernels.is_built()
-    return [name for name in BACKENDS if name != "Fused" or fused]
+    elsewhere = set(KERNELS)
+    if device == "cpu" and cpu_kernels.is_built():
+        elsewhere.remove("Fused")
+    if device.startswith("cuda"):
+        elsewhere.remove("Triton")
+    return [name for name in BACKENDS if name not in elsewhere]
 
 
 def _formula(*inputs: Tensor, window_size: int) -> Tensor:

@@ -73,3 +73,16 @@ def test_published_state_dicts_load_by_name_and_shape(name):
     network.load_state_dict(state, strict=True, assign=True)
     assert {k: list(v.shape) for k, v in network.state_dict().items()} == published["state_dict"]
     assert sum(p.numel() for p in network.parameters()) == published["parameters"]
+
+
+def test_files_of_when_the_scope_of_dysample_was_not_learnt_load_as_then():
+    case = torch.load(DATA / "escreal_dysample_small_x4.pt", weights_only=True)
+    network = build(case).eval()
+    with torch.no_grad():
+        network.to_img.scope.weight.zero_()
+        expected = network(case["lq"])
+    older = {k: v for k, v in case["params"].items() if k != "to_img.scope.weight"}
+    loaded = build({**case, "params": older}).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(case["lq"]), expected)
+    assert "to_img.scope.weight" not in older

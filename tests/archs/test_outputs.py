@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from esc_arch.archs import ESC, ESCFP, ESCReal
+from esc_arch.archs.escrealm import ESCRealM
 from esc_arch.kernels import choose
 
 SMALL = dict(dim=16, pdim=8, kernel_size=5, n_blocks=1, conv_blocks=1, window_size=8, num_heads=2)
@@ -16,6 +17,7 @@ NETWORKS = {
     ),
     "ESCFP": lambda: ESCFP(**SMALL, upscaling_factor=4),
     "ESCReal": lambda: ESCReal(**SMALL),
+    "ESCRealM": lambda: ESCRealM(**SMALL),
     "ESCReal DySample": lambda: ESCReal(**SMALL, use_dysample=True),
 }
 

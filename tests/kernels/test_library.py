@@ -285,3 +285,27 @@ def test_a_change_of_any_source_changes_the_stamp(tmp_path, monkeypatch):
             path.write_text(path.read_text() + "\n")
             seen.add(sources.digest())
     assert len(seen) == 1 + len(list(CSRC.glob("*.h"))) + len(list(CSRC.glob("*.cpp")))
+
+
+@needs_kernels
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+@pytest.mark.skipif(is_sanitized, reason="sanitizers take all addresses")
+def test_sizes_that_an_int_does_not_hold_are_counted_right():
+    # A window of 1449 x 1449 with 1024 channels has over 2^31 floats. All lie at one place here.
+    code = f"""{CONVOLVE}
+import resource
+w, dim = 1449, 1024
+x, table, log_sums = torch.zeros(1), torch.zeros((2 * w - 1) ** 2), torch.zeros(w * w)
+pixels = cpu_kernels.CTensor.of(x.expand(1, dim, w, w))
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
+windows = cpu_kernels.CWindows(1, 1, dim, w, w, w)
+try:
+    library.esc_window_attention_forward(
+        cpu_kernels.vector_width(), 1, windows, pixels, pixels, pixels, table.data_ptr(),
+        pixels, log_sums.data_ptr())
+except MemoryError as error:
+    print(error)
+"""
+    result = run(code)
+    assert result.stdout == "not enough memory for esc_window_attention_forward\n", result.stderr

@@ -146,7 +146,9 @@ class _WithoutValues(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func in (torch.randn, torch.rand):
             return torch.empty(*args, **kwargs)
-        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+        # t_ changes the shape, which orthogonal initialisation counts on.
+        fills = name.endswith("_") and not name.endswith("__")
+        if fills and name not in ("requires_grad_", "t_"):
             return args[0] if args else kwargs["tensor"]
         if name.strip("_") in ("mul", "rmul", "add", "radd", "sub", "rsub", "truediv", "div"):
             tensor, other = args if isinstance(args[0], Tensor) else args[::-1]

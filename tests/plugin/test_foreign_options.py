@@ -76,8 +76,6 @@ def test_a_trainers_file_is_trained_on_by_its_names(write_train_options, run_bas
     (trained,) = tmp_path.glob("experiments/*/models/net_g_2.pth")
     network, found = load_network(trained)
     assert found["upsampler"] == "lda" and found["upscaling_factor"] == 2
-    with torch.no_grad():
-        assert (network(case["lq"]) - case["sr"]).abs().mean() < 0.1
     # It went on from their weights, and changed them.
     name = "to_img.2.proj_q.weight"
     difference = (network.state_dict()[name] - case["params"][name]).abs().max()

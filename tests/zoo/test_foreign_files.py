@@ -205,3 +205,18 @@ def test_a_network_that_trainner_has_not_is_refused(tmp_path, capsys):
     assert main(["convert", "trainner", str(tmp_path / "a.pth"), "-o", str(output)]) == 2
     assert "traiNNer-redux has no such network (up+conv+conv)" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_pictures_are_padded_to_windows_in_pixels_of_the_picture(tmp_path):
+    file = next(path for path in FILES if "unshuffle_x2" in path.stem)
+    case = torch.load(file, weights_only=True)
+    torch.save(case["params"], tmp_path / "a.pth")
+    upscaler = load(tmp_path / "a.pth")
+    # Windows of 8 of the body's pixels, each of which is 2 x 2 of the picture's.
+    assert upscaler.window_size == 16
+    sr = upscaler.upscale(case["lq"])
+    padded = torch.nn.functional.pad(case["lq"], (0, 1, 0, 11), mode="reflect")
+    assert case["lq"].shape[-2:] == (21, 31) and padded.shape[-2:] == (32, 32)
+    with torch.no_grad():
+        expected = upscaler.network(padded)[..., :42, :62].clamp(0, 1)
+    torch.testing.assert_close(sr, expected, atol=1e-6, rtol=0)

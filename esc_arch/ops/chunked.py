@@ -36,12 +36,14 @@ def recomputed_in_backward(
     It keeps nothing but the inputs, and never holds more scores than a chunk has. Derivatives of
     other kinds are those of the formula.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        if only_formulas_differentiate():
-            return naive(q, k, v, bias_table, window_size)
-        if not torch.is_grad_enabled():
-            return kernel(q, k, v, bias_table, window_size)
-        return _RecomputedInBackward.apply(kernel, q, k, v, bias_table, window_size)
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return recomputed_in_backward(kernel, q, k, v, bias_table, window_size)
+    if only_formulas_differentiate():
+        return naive(q, k, v, bias_table, window_size)
+    if not torch.is_grad_enabled():
+        return kernel(q, k, v, bias_table, window_size)
+    return _RecomputedInBackward.apply(kernel, q, k, v, bias_table, window_size)
 
 
 class _RecomputedInBackward(torch.autograd.Function):

@@ -74,7 +74,7 @@ def long_range_dynamic_conv(x: Tensor, large_kernel: Tensor, kernels: Tensor) ->
     refuse_fault(conv_fault, x, large_kernel, kernels)
     batch, channels, height, width = x.shape
     kernel_size = large_kernel.shape[-1]
-    padding = kernel_size // 2
+    padding = (kernel_size // 2,) * 2  # One number for both cannot be traced before PyTorch 2.5.
     # A trace serves any batch, so it must not take what is for one image only.
     if not torch.jit.is_tracing() and batch == 1 and kernel_size >= 3:
         identity = torch.eye(channels, dtype=x.dtype, device=x.device)[:, :, None, None]
@@ -106,5 +106,5 @@ def separable_dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
     kernel_size = kernels.shape[-1]
     samples = x.reshape(1, batch * channels, height, width)
     weights = kernels.reshape(batch * channels, 1, kernel_size, kernel_size)
-    out = F.conv2d(samples, weights, padding=kernel_size // 2, groups=batch * channels)
+    out = F.conv2d(samples, weights, padding=(kernel_size // 2,) * 2, groups=batch * channels)
     return out.view(batch, channels, height, width)

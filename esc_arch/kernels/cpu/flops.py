@@ -74,4 +74,6 @@ _COUNTED = {
 @wrapt.when_imported("torch.utils.flop_counter")
 def _register(flop_counter: Any) -> None:
     for name, count in _COUNTED.items():
-        flop_counter.register_flop_formula(getattr(torch.ops.esc, name))(count)
+        # PyTorch 2.4's `register_flop_formula` takes no operators of libraries.
+        operator = getattr(torch.ops.esc, name)
+        flop_counter.flop_registry[operator] = flop_counter.shape_wrapper(count)

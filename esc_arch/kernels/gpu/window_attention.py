@@ -63,7 +63,8 @@ def launch_for(kernel: str, dtype: torch.dtype, head_dim: int, window_size: int)
     elif kernel == "keys":
         block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
     else:
-        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 64, 4, 1)
+        narrow = not wide and row <= 32
+        block_m, block_n, warps, stages = (128, 64, 4, 1) if narrow else (64, 64, 4, 1)
     if kernel != "bias":
         if row > block_n:  # A row of keys must fit.
             block_m, block_n = max(16, block_m * block_n // row), row

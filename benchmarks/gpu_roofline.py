@@ -1,0 +1,144 @@
+"""The least time that ESC can take on GPUs by their data sheets: each layer's bytes and operations.
+
+    python benchmarks/gpu_roofline.py
+    python benchmarks/gpu_roofline.py --model ESC_light --dtype float32 --sizes 4:320x180
+
+Each layer takes at least the largest of its bytes over the bandwidth of memory, its multiply-adds
+over the rate of arithmetic, and its exponentials over theirs; layers run one after the other.
+"Separate" reads and writes every intermediate, as a layer a kernel does; "fused" keeps inside what
+one kernel can: the ConvFFN, ConvAttn after its pooling, attention from queries, keys and values to
+its result.
+Nothing here was measured on a GPU.
+"""
+
+import argparse
+import sys
+from typing import NamedTuple
+
+from esc_arch.zoo.catalogue import PUBLISHED
+
+
+class Gpu(NamedTuple):
+    """What a data sheet says: bytes a second, and operations a second by dtype (dense).
+
+    `exponentials`: 16 a clock and multiprocessor, at the boost clock.
+    """
+
+    bandwidth: float
+    bfloat16: float
+    tf32: float
+    float32: float
+    exponentials: float
+
+
+# NVIDIA's data sheets of the H200 SXM, A100 80GB SXM and the Ada architecture's white paper.
+GPUS = {
+    "H200": Gpu(4.8e12, 989e12, 494e12, 67e12, 16 * 132 * 1.98e9),
+    "A100": Gpu(2.039e12, 312e12, 156e12, 19.5e12, 16 * 108 * 1.41e9),
+    "RTX 4090": Gpu(1.008e12, 165e12, 82.6e12, 82.6e12, 16 * 128 * 2.52e9),
+}
+MODELS = {"ESC": "ESC_DIV2K", "ESC_light": "ESC_light"}
+BYTES = {"bfloat16": 2, "tf32": 4, "float32": 4}
+
+
+class Layer(NamedTuple):
+    """What one layer does at each LR pixel, in values; `times` it is in the network."""
+
+    name: str
+    times: int
+    separate: float
+    fused: float
+    multiply_adds: float
+    exponentials: float = 0
+
+
+def layers_of(options: dict) -> list[Layer]:
+    """The layers of ESC by the options of its network."""
+    dim, pdim, scale = options["dim"], options["pdim"], options["upscaling_factor"]
+    blocks, convs = options["n_blocks"], options["conv_blocks"]
+    keys = options["window_size"] ** 2
+    large = options["kernel_size"] ** 2 * pdim**2
+
+    def conv_ffn(name: str, times: int, ratio: float) -> Layer:
+        hidden = int(dim * ratio)
+        # 1x1; GELU; depthwise; GELU; sum; 1x1: each reads and writes what it works on.
+        separate = 2 * dim + (2 + 2 + 2 + 3 + 1 + 1) * hidden - hidden
+        return Layer(name, times, separate, 2 * dim, 2 * dim * hidden + 9 * hidden)
+
+    heads = options["num_heads"]
+    return [
+        Layer("first 3x3", 1, 3 + dim, 3 + dim, 27 * dim),
+        Layer("LayerNorm", 3 * blocks, 2 * dim, 2 * dim, 0),
+        conv_ffn("ConvFFN of a block", blocks, 2),
+        Layer("to_qkv", blocks, 4 * dim, 4 * dim, 3 * dim**2),
+        # Cutting into windows and back copies what attention reads and writes once more.
+        Layer("attention", blocks, 12 * dim, 4 * dim, 2 * keys * dim, keys * heads),
+        Layer("to_out and sum", blocks, 4 * dim, 3 * dim, dim**2),
+        conv_ffn("ConvFFN of a ConvAttn", blocks * convs, options["exp_ratio"]),
+        Layer(
+            "ConvAttn",
+            blocks * convs,
+            # Pooling; large kernel; small kernels; their sum; joining; 1x1; sum.
+            pdim + 2 * pdim + 2 * pdim + 3 * pdim + 2 * dim + 2 * dim + 3 * dim,
+            pdim + 3 * dim,
+            large + 9 * pdim + dim**2,
+        ),
+        Layer("last 3x3 of a block, and sum", blocks, 5 * dim, 3 * dim, 9 * dim**2),
+        Layer("last 3x3, and sum", 1, 5 * dim, 3 * dim, 9 * dim**2),
+        Layer(
+            "to_img, sum and shuffle",
+            1,
+            dim + 3 * scale**2 * 7 + 3,
+            dim + 3 * scale**2 + 3,
+            9 * dim * 3 * scale**2,
+        ),
+    ]
+
+
+def time_of(layer: Layer, values: float, pixels: int, gpu: Gpu, dtype: str) -> float:
+    """Seconds that all of a layer's runs take at least."""
+    bound = max(
+        values * BYTES[dtype] / gpu.bandwidth,
+        2 * layer.multiply_adds / getattr(gpu, dtype),
+        layer.exponentials / gpu.exponentials,
+    )
+    return bound * pixels * layer.times
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=MODELS, default="ESC")
+    parser.add_argument("--dtype", choices=BYTES, nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--sizes", nargs="+", default=["4:320x180", "2:640x360"], metavar="SCALE:WIDTHxHEIGHT"
+    )
+    parser.add_argument("--layers", action="store_true", help="a line for each layer, of the H200")
+    args = parser.parse_args()
+    print(f"{args.model}: least milliseconds, each layer a kernel / fused")
+    for size in args.sizes:
+        scale, _, sides = size.partition(":")
+        width, height = map(int, sides.split("x"))
+        layers = layers_of(PUBLISHED[f"{MODELS[args.model]}_X{scale}"].network_g)
+        operations = sum(each.multiply_adds * each.times for each in layers) * width * height
+        print(f"x{scale}, LR {sides}, {operations / 1e9:.0f} G multiply-adds")
+        for dtype in args.dtype:
+            for name, gpu in GPUS.items():
+                separate, fused = (
+                    sum(
+                        time_of(each, getattr(each, kind), width * height, gpu, dtype)
+                        for each in layers
+                    )
+                    for kind in ("separate", "fused")
+                )
+                print(f"  {dtype:8} {name:9} {separate * 1e3:7.2f} / {fused * 1e3:5.2f}")
+            for each in layers if args.layers else ():
+                separate, fused = (
+                    1e6 * time_of(each, getattr(each, kind), width * height, GPUS["H200"], dtype)
+                    for kind in ("separate", "fused")
+                )
+                print(f"    {each.name:30} x{each.times:<3} {separate:7.0f} / {fused:5.0f} us")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,17 +2,32 @@
 
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 
 import requests
 from tqdm import tqdm
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 
 # As much as a cut connection may lose.
 _CHUNK = 1 << 16
 _TIMEOUT = 30
+# Twice DIV2K's archive: a server may send without end.
+LARGEST = 8 << 30
+_RANGE = re.compile(r"bytes (?P<first>\d+)-\d+/(?P<total>\d+)")
+# What asking again does not mend.
+_HOPELESS = (
+    requests.TooManyRedirects,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+)
+
+
+class _WrongPart(requests.ConnectionError):
+    """Other bytes than those asked for; asking again may bring the right ones."""
 
 
 def download(
@@ -22,6 +37,7 @@ def download(
     progress: bool = True,
     retries: int = 5,
     wait: float = 1.0,
+    largest: int = LARGEST,
 ) -> str:
     """Download a file, going on where a cut connection or an earlier run stopped.
 
@@ -35,6 +51,7 @@ def download(
         progress: Show a bar with rate and remaining time on stderr.
         retries: Connections in a row that may fail without bringing a byte.
         wait: Seconds before the first new try; doubled at each.
+        largest: Bytes that the file may have.
 
     Returns:
         SHA-256 of the file, in hexadecimal.
@@ -49,7 +66,7 @@ def download(
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
             try:
-                _fetch(url, partial, progress, retries, wait)
+                _fetch(url, partial, progress, retries, wait, largest)
             finally:
                 if partial.exists() and partial.stat().st_size == 0:
                     partial.unlink()
@@ -88,7 +105,9 @@ def _tag_file(partial: Path) -> Path:
     return partial.with_name(partial.name + ".tag")
 
 
-def _fetch(url: str, partial: Path, progress: bool, retries: int, wait: float) -> None:
+def _fetch(
+    url: str, partial: Path, progress: bool, retries: int, wait: float, largest: int
+) -> None:
     failures = 0
     with requests.Session() as session, partial.open("ab") as file:
         # Ranges of a compressed transfer would not be ranges of the file.
@@ -96,12 +115,14 @@ def _fetch(url: str, partial: Path, progress: bool, retries: int, wait: float) -
         while True:
             before = file.tell()
             try:
-                _fetch_rest(session, url, file, _tag_file(partial), progress)
+                _fetch_rest(session, url, file, _tag_file(partial), progress, largest)
                 file.flush()
                 os.fsync(file.fileno())
                 if file.tell() == 0:
                     raise UserError(f"{url}: the server sent an empty file")
                 return
+            except _HOPELESS as error:
+                raise UserError(f"{url}: cannot be downloaded: {printable(error)}") from None
             except requests.RequestException as error:
                 failures = 1 if file.tell() > before else failures + 1
                 if failures > retries:
@@ -112,7 +133,7 @@ def _fetch(url: str, partial: Path, progress: bool, retries: int, wait: float) -
                 time.sleep(wait * 2 ** (failures - 1))
 
 
-def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool) -> None:
+def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool, largest: int) -> None:
     """Append what is missing of the file; start over where the server has a newer one."""
     headers = {}
     offset = file.tell()
@@ -126,12 +147,22 @@ def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool) -> None
             tag_file.unlink()
             raise requests.ConnectionError("the server has another file now")
         if 400 <= response.status_code < 500:
-            raise UserError(f"{url}: the server says {response.status_code} {response.reason}")
+            raise UserError(
+                f"{url}: the server says {response.status_code} {printable(response.reason)}"
+            )
         response.raise_for_status()
+        if response.status_code not in (200, 206):
+            raise UserError(
+                f"{url}: the server says {response.status_code}, which is no answer to a download"
+            )
+        total = _announced(response, url)
         if response.status_code == 206:
-            if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-                tag_file.unlink()
-                raise requests.ConnectionError("the server sent another range")
+            part = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if not headers or part is None or int(part["first"]) != offset:
+                tag_file.unlink(missing_ok=True)
+                raise _WrongPart("the server sent another part than was asked for")
+            # What it sends may be less than all the rest.
+            total = int(part["total"])
         else:
             offset = 0
             file.truncate(0)
@@ -142,8 +173,8 @@ def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool) -> None
                 tag_file.write_text(tag)
             else:
                 tag_file.unlink(missing_ok=True)
-        length = response.headers.get("Content-Length")
-        total = None if length is None else offset + int(length)
+        if total is not None and total > largest:
+            raise UserError(f"{url}: {total} bytes, more than the {largest} that it may have")
         name = Path(file.name).name.removesuffix(".partial")
         with tqdm(
             total=total,
@@ -157,14 +188,29 @@ def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool) -> None
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if file.tell() > largest:
+                    file.truncate(0)
+                    raise UserError(f"{url}: sends more than the {largest} bytes it may have")
             file.flush()
         if total is not None and file.tell() != total:
             raise requests.ConnectionError("the connection was cut")
 
 
+def _announced(response: requests.Response, url: str) -> int | None:
+    """Content-Length, if there is one."""
+    length = response.headers.get("Content-Length")
+    if length is None:
+        return None
+    if not length.isdecimal():
+        raise UserError(f"{url}: the server's Content-Length is {printable(length)}, no number")
+    return int(length)
+
+
 def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError):
-        return f"the server says {error.response.status_code} {error.response.reason}"
+        return f"the server says {error.response.status_code} {printable(error.response.reason)}"
+    if isinstance(error, _WrongPart):
+        return str(error)
     if isinstance(error, requests.Timeout):
         return f"no answer within {_TIMEOUT} s"
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):

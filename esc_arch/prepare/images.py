@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from esc_arch.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+# No others are tried, whatever a file holds: Pillow starts Ghostscript for EPS.
+FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP")
 # BasicSR's own level: higher ones save a few per cent of disk at several times the time.
 PNG_LEVEL = 1
 
@@ -88,11 +91,11 @@ def read_image(path: Path) -> tuple[np.ndarray, bool]:
         UserError: The file cannot be read, is no image, is damaged, or is not 8 bit.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.format == "PNG":
                 picture.verify()
             else:
@@ -109,6 +112,18 @@ def read_image(path: Path) -> tuple[np.ndarray, bool]:
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), True
     return np.ascontiguousarray(image[:, :, :3]), False
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a file, but neither a pipe nor a device, which need not end.
+
+    Raises:
+        OSError: It cannot be read.
+        UserError: It is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path}: is not a regular file; an image file is needed")
+    return path.read_bytes()
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_process
 from typing import TypeVar
 
 import cv2
 from tqdm import tqdm
 
+from esc_arch.children import away_from_the_current_folder
 from esc_arch.errors import UserError
 
 # Each worker has one core; threads of its own would only get into the others' way.
@@ -87,6 +89,9 @@ def _parallel(function, jobs, workers):
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload([__name__])
     jobs = iter(jobs)
+    if method == "forkserver":
+        with away_from_the_current_folder():
+            forkserver.ensure_running()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
     # Read by the fork server or the new processes; in this one the libraries are already loaded.

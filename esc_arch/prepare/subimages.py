@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import BadInputs, encode_png, list_images, read_image
+from esc_arch.prepare.images import BadInputs, encode_png, list_images, read_image, read_regular
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.lmdb_writer import Fingerprint, LmdbWriter
 from esc_arch.prepare.parallel import run_jobs
@@ -52,7 +52,7 @@ class Cutting:
 
     @property
     def smallest_side(self) -> int:
-        """The shortest side, after cutting to the multiple, that is large enough."""
+        """The shortest side of an image, before it is cut to the multiple, that is enough."""
         return self.crop_size if self.min_side is None else self.min_side
 
 
@@ -297,7 +297,7 @@ def _checksums(job: tuple[Source, tuple[int, ...]]) -> dict[int, str]:
     source, scales = job
     files = {file for scale in scales for file in source.files(scale)}
     try:
-        digests = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        digests = {file: hashlib.sha256(read_regular(file)).hexdigest() for file in files}
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
     return {scale: "+".join(digests[file] for file in source.files(scale)) for scale in scales}
@@ -322,7 +322,8 @@ def _cut_source(job: _Job) -> _Cut:
     hr, was_grey = read_image(source.hr)
     full_height, full_width = hr.shape[:2]
     height, width = (side - side % cutting.multiple for side in (full_height, full_width))
-    if min(height, width) < cutting.smallest_side:
+    # The image counts as it is: cut to the multiple, 256 pixels are 252.
+    if min(full_height, full_width) < cutting.smallest_side or min(height, width) < 1:
         if cutting.skip_small:
             return _Cut(checksums, {scale: [] for scale in job.scales}, "small")
         raise UserError(

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 from esc_arch.prepare.download import download
 from esc_arch.prepare.images import IMAGE_SUFFIXES, BadInputs, write_atomically
 from esc_arch.prepare.known_sets import DIV2K_ADDRESS, DIV2K_ARCHIVE, TRAINING_SETS
 from esc_arch.prepare.subimages import Cutting, Source, find_sources, pack_sub_images
+
+# Of an archive of images; BMP files can be compressed, photographs by no more.
+LARGEST_EXPANSION = 20
 
 
 def prepare_training_set(
@@ -112,10 +115,11 @@ def download_div2k(folder: Path, address: str = DIV2K_ADDRESS, progress: bool = 
     recorded = archive.with_name(archive.name + ".sha256")
     expected = recorded.read_text().split()[0] if recorded.exists() else None
     digest = download(address.rstrip("/") + "/" + DIV2K_ARCHIVE, archive, expected, progress)
-    if expected is None:
-        write_atomically(recorded, f"{digest}  {archive.name}\n".encode())
     images = folder / archive.stem
     unpack_images(archive, images, progress)
+    # Only of an archive that was whole.
+    if expected is None:
+        write_atomically(recorded, f"{digest}  {archive.name}\n".encode())
     return images
 
 
@@ -132,15 +136,34 @@ def unpack_images(archive: Path, folder: Path, progress: bool = True) -> None:
                 for member in opened.infolist()
                 if Path(member.filename).suffix.lower() in IMAGE_SUFFIXES
             ]
+            _check_members(archive, members)
             for member in tqdm(members, archive.name, unit="image", disable=not progress):
                 # The bare name: an archive must not choose the folder it writes to.
                 path = folder / Path(member.filename).name
                 if not path.exists() or zlib.crc32(path.read_bytes()) != member.CRC:
                     write_atomically(path, opened.read(member))
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{archive}: {error}; remove it to download it anew") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        reason = printable(error)
+        raise UserError(f"{archive}: {reason}; remove it to download it anew") from None
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}") from None
+
+
+def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse what is encrypted, or far larger unpacked than images can be.
+
+    Raises:
+        UserError: So it is.
+    """
+    for member in members:
+        if member.flag_bits & 1:
+            raise UserError(f"{archive}: {printable(member.filename)} is encrypted")
+    unpacked, packed = sum(member.file_size for member in members), archive.stat().st_size
+    if unpacked > LARGEST_EXPANSION * packed:
+        raise UserError(
+            f"{archive}: {packed} bytes that unpack to {unpacked}; images are compressed already, "
+            "so this is no archive of images"
+        )
 
 
 def _check_count(

@@ -23,6 +23,7 @@ class Server(ThreadingHTTPServer):
         ranges: Whether ranges are understood.
         tag: The ETag.
         asked: The Range headers so far.
+        answer: Status and headers that every request gets, with the first 1000 bytes.
     """
 
     daemon_threads = True
@@ -35,6 +36,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.tag: str | None = '"one"'
         self.asked: list[str | None] = []
+        self.answer: tuple[int, dict[str, str]] | None = None
 
     @property
     def url(self) -> str:
@@ -49,6 +51,14 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(self.headers["Range"])
         if server.statuses:
             self.send_error(server.statuses.pop(0))
+            return
+        if server.answer:
+            status, headers = server.answer
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(server.content[:1000])
             return
         start = 0
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
@@ -205,3 +215,40 @@ def test_progress_shows_bytes_rate_and_remaining_time(server, tmp_path, capsys):
     bar = capsys.readouterr().err
     assert "file.zip: 100%" in bar
     assert "B/s" in bar
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (206, {"Content-Range": "bytes 0-999/5000"}, "sent another part than was asked for"),
+        (206, {}, "sent another part than was asked for"),
+        (302, {}, "the server says 302"),
+        (302, {"Location": "gopher://nowhere/"}, "cannot be downloaded"),
+        (600, {}, "the server says 600"),
+        (200, {"Content-Length": "many"}, "Content-Length is many, no number"),
+        (200, {"Content-Length": "-5"}, "Content-Length is -5, no number"),
+        (200, {"Content-Length": str(1 << 50)}, "more than the"),
+    ],
+)
+def test_what_is_no_answer_to_a_download_is_never_saved(server, tmp_path, status, headers, message):
+    server.answer = status, headers
+    with pytest.raises(UserError, match=message):
+        fetch(server, tmp_path / "file.zip", retries=1)
+    assert names(tmp_path) == []
+
+
+def test_a_part_of_the_rest_is_not_taken_for_the_whole(server, tmp_path):
+    (tmp_path / "file.zip.partial").write_bytes(CONTENT[:500])
+    (tmp_path / "file.zip.partial.tag").write_text(server.tag)
+    headers = {"Content-Range": f"bytes 500-1499/{len(CONTENT)}", "Content-Length": "1000"}
+    server.answer = 206, headers
+    with pytest.raises(UserError, match="run the same command again"):
+        fetch(server, tmp_path / "file.zip", retries=1)
+    assert not (tmp_path / "file.zip").exists()
+
+
+def test_a_body_without_end_is_cut_off(server, tmp_path):
+    server.answer = 200, {}
+    with pytest.raises(UserError, match="sends more than the 900 bytes"):
+        fetch(server, tmp_path / "file.zip", largest=900)
+    assert names(tmp_path) == []

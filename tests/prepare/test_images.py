@@ -118,3 +118,16 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):
     with pytest.raises(OSError):
         write_atomically(tmp_path / "place", b"content")
     assert os.listdir(tmp_path) == ["place"]
+
+
+def test_only_the_listed_formats_are_opened_whatever_the_name(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match="photo.png: not an image"):
+        read_image(path)
+
+
+def test_a_pipe_called_like_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "photo.png")
+    with pytest.raises(UserError, match="is not a regular file"):
+        read_image(tmp_path / "photo.png")

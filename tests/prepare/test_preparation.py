@@ -22,6 +22,9 @@ import lmdb
 import numpy as np
 import pytest
 
+from esc_arch.errors import UserError
+from esc_arch.prepare.training_sets import unpack_images
+
 SCRIPTS = Path(__file__).parents[2] / "datasets_prep"
 
 
@@ -185,6 +188,43 @@ def test_images_that_are_all_too_small_leave_nothing_in_the_way(tmp_path, prepar
     assert result.status == 2
     assert result.errors[0].endswith("for a sub-image; --min-side admits smaller ones")
     assert prepare("div2k", *arguments(hr, out, "--workers", 1, "--min-side", 60)).status == 0
+
+
+def test_an_image_of_exactly_the_smallest_side_is_taken(tmp_path, photographs, prepare):
+    (tmp_path / "HR").mkdir()
+    crop = photographs["astronaut"][:256, :256, ::-1]
+    cv2.imwrite(str(tmp_path / "HR" / "a.png"), crop)
+    given = ["--hr", tmp_path / "HR", "--out", tmp_path / "out", "--name", "S", "--workers", 1]
+    result = prepare("div2k", *given, "--min-side", 256, "--scales", 2)
+    assert result.status == 0, result.stderr
+    assert result.stdout == "1 images, 1 sub-images\n"
+
+
+@pytest.mark.parametrize("kind", ["encrypted", "bomb", "broken"])
+def test_archives_that_are_none_of_images_are_refused_in_a_line(tmp_path, kind):
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("a.png", bytes(1 << 22) if kind == "bomb" else os.urandom(3000))
+    content = bytearray(archive.read_bytes())
+    if kind == "encrypted":
+        content[6] |= 1
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+    if kind == "broken":
+        content[100] ^= 0xFF
+    archive.write_bytes(content)
+    said = {"encrypted": "a.png is encrypted", "bomb": "that unpack to", "broken": "remove it"}
+    with pytest.raises(UserError, match=said[kind]):
+        unpack_images(archive, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "a.png").exists()
+
+
+def test_worker_processes_import_nothing_from_the_current_folder(tmp_path, hr):
+    for name in ("socket", "lmdb", "cv2", "numpy", "tqdm"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(9)\n")
+    process = start("div2k", *arguments(hr, tmp_path / "out", "--workers", 2), cwd=tmp_path)
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert not (tmp_path / "ran").exists()
 
 
 NO_DFLIP = ["--div2k", "no", "--flickr2k", "no", "--lsdir", "no", "--diverseg-ip", "no"]

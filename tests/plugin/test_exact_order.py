@@ -193,3 +193,34 @@ def test_another_value_of_on_bad_sample_is_refused(paired_data):
     opt = options(paired_data.train_gt, paired_data.train_lq, on_bad_sample="ignore")
     with pytest.raises(UserError, match="on_bad_sample: 'ignore': must be stop or skip"):
         guarded(opt)
+
+
+@pytest.mark.parametrize("pictures", [3, 6, 7, 24])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(("first", "seen"), [(0, 0), (1, 4), (2, 1000)])
+def test_all_processes_get_as_many_batches_as_are_planned_in_basicsrs_order(
+    pictures: int, processes: int, batch: int, first: int, seen: int
+):
+    for total in (5, 37):
+        counts, places = [], []
+        for rank in range(processes):
+            sampler = ResumableSampler(range(pictures), processes, rank)
+            if len(sampler) < batch:
+                return
+            sampler.resume(first, seen)
+            last = sampler.plan(total, batch, first)
+            given = 0
+            for epoch in range(first, last + 1):
+                sampler.set_epoch(epoch)
+                indices = list(sampler)
+                given += len(indices) // batch
+                places += [index.place for index in indices]
+                theirs = EnlargedSampler(range(pictures), processes, rank)
+                theirs.set_epoch(epoch)
+                if epoch > first or seen == 0:
+                    assert [int(index) for index in indices] == list(theirs)[: len(indices)]
+            counts.append(given)
+        assert counts == [total] * processes
+        assert len(places) == len(set(places))
+        assert min(places) >= (first, min(seen, 1000))

@@ -545,3 +545,14 @@ def test_pickles_on_a_pytorch_that_lets_code_through_are_warned_of(
         checkpointing._warn_of_pickles("some.pth")
         checkpointing._warn_of_pickles("other.pth")
     assert len(lines) == warned
+
+
+def test_experiments_go_where_the_options_put_them(
+    write_train_options: WriteOptions, tmp_path: Path
+):
+    root = {"path:experiments_root": str(tmp_path / "disk"), "train:total_iter": 2}
+    train_named("tiny", write_train_options(root))
+    assert (tmp_path / "disk/tiny/models/net_g_2.pth").is_file()
+    train_named("tiny", write_train_options({**root, "train:total_iter": 4}), "--auto_resume")
+    assert (tmp_path / "disk/tiny/training_states/4.state").is_file()
+    assert not (tmp_path / "experiments").exists()

@@ -24,13 +24,17 @@ def make_data(
     entries = []
     for key, data in options["datasets"].items():
         is_lmdb = data["io_backend"]["type"] == "lmdb"
+        # Patches must fit in, and make a batch.
+        side = max(12, -(-data.get("gt_size", 0) // options.get("scale", 1)))
+        if data.get("batch_size_per_gpu", 1) > len(pictures):
+            entries.append(f"datasets:{key}:dataset_enlarge_ratio={data['batch_size_per_gpu']}")
         template = data.get("filename_tmpl", "{}")
         for kind, scale in (("gt", options.get("scale", 1)), ("lq", 1)):
             if f"dataroot_{kind}" not in data:
                 continue
             root = folder / f"{key}_{kind}{'.lmdb' if is_lmdb else ''}"
             images = {
-                (template if kind == "lq" else "{}").format(name): picture(12 * scale)
+                (template if kind == "lq" else "{}").format(name): picture(side * scale)
                 for name in pictures
             }
             (write_lmdb if is_lmdb else write_folder)(root, images)
@@ -50,7 +54,7 @@ def make_data(
 
 
 def write_weights(path: Path, network: dict[str, Any]) -> None:
-    """Write zeros of the right shapes, none of which takes any room."""
+    """Write zeros of the right shapes."""
     import torch
     from basicsr.archs import build_network
 
@@ -61,8 +65,15 @@ def write_weights(path: Path, network: dict[str, Any]) -> None:
             }
     except (KeyError, RuntimeError, NotImplementedError):
         shapes = {"unknown": (1,)}
-    state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     torch.save({"params": state, "params_ema": state}, path)
+
+
+def write_empty_vgg19(folder: Path) -> None:
+    """Put a file where BasicSR looks for VGG19's weights, below the current folder."""
+    path = folder / "experiments" / "pretrained_models" / "vgg19-dcbb9e9d.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def picture(side: int) -> np.ndarray:

@@ -43,15 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY:KEY=VALUE",
         help="override values of the option file, e.g. train:ema_decay=0.99",
     )
+    parser.add_argument(
+        "--no-preflight",
+        action="store_true",
+        help="start without looking for mistakes in the option file first; where such a finding is "
+        "wrong. What would run code or write outside the run's folders is refused all the same",
+    )
 
 
-def run(args: argparse.Namespace, is_train: bool, datasets: Sequence[str] | None = None) -> int:
+def run(
+    args: argparse.Namespace,
+    is_train: bool,
+    datasets: Sequence[str] | None = None,
+    random_weights: bool = False,
+) -> int:
     """Check the options, then hand over to BasicSR with the current folder as root.
 
     Args:
         args: What `add_arguments` parsed.
         is_train: Whether to train or to test.
         datasets: Data sets of the option file to test on; all by default.
+        random_weights: Whether to test a network without weights is meant.
 
     Returns:
         The exit status: 0; 2 when the option file has errors (one line each on stderr); 128 plus
@@ -81,10 +93,27 @@ def run(args: argparse.Namespace, is_train: bool, datasets: Sequence[str] | None
 
     force_yml = [spell_number(entry) for entry in args.force_yml or []]
 
-    errors = check_options(args.opt, force_yml or None, is_train, datasets)
-    if errors:
-        for error in errors if tells else ():
-            print(f"basicsr: error: {error}", file=sys.stderr)
+    try:
+        report = check_options(
+            args.opt,
+            force_yml,
+            is_train,
+            datasets,
+            random_weights=random_weights,
+            auto_resume=args.auto_resume,
+            safety_only=args.no_preflight,
+        )
+    except Exception as error:
+        # Its own fault: with files of any kind it must not look like the user's.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"-opt {args.opt}: cannot be checked ({reason}); please report this; --no-preflight "
+            "starts without the check"
+        ) from error
+    for kind, lines in (("warning", report.warnings), ("error", report.errors)):
+        for line in lines if tells else ():
+            print(f"basicsr: {kind}: {line}", file=sys.stderr)
+    if report.errors:
         return 2
 
     sys.argv = basicsr_argv(args, force_yml, "train" if is_train else "test")

@@ -48,7 +48,7 @@ def test_trains_compares_and_draws(tmp_path: Path, run_basicsr):
 
 
 def test_its_option_file_passes_the_preflight_once_the_data_are_there():
-    errors = check_options(str(find_option_file()))
+    errors = check_options(str(find_option_file())).errors
     assert all("datasets/demo" in error for error in errors)
 
 

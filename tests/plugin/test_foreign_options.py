@@ -8,7 +8,7 @@ from basicsr.archs import build_network
 from basicsr.utils.options import parse_options
 from safetensors.torch import save_file
 
-from esc_arch.plugin.preflight.check import check_options
+from esc_arch.plugin.preflight import check_options
 from esc_arch.plugin.scale_option import name_the_scale
 from esc_arch.zoo.loading import load_network
 
@@ -27,7 +27,7 @@ TINY = {
 def test_the_files_own_scale_is_the_networks(name, write_train_options, monkeypatch):
     path = write_train_options({"network_g": {"type": name, **TINY}})
     monkeypatch.setattr("sys.argv", ["train.py", "-opt", str(path)])
-    assert check_options(path) == []
+    assert check_options(path).errors == []
     opt, _ = parse_options(str(path.parent), is_train=True)
     network = build_network(opt["network_g"])
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
@@ -50,7 +50,7 @@ def test_other_networks_and_faults_are_left_alone(network_g):
 
 def test_a_scale_that_is_not_the_files_is_refused(write_train_options):
     path = write_train_options({"network_g": {"type": "escrealm", **TINY, "scale": 4}})
-    assert check_options(path) == [
+    assert check_options(path).errors == [
         "network_g:upscaling_factor: is 4, but scale is 2: they must be the same"
     ]
 

@@ -71,7 +71,7 @@ def test_file_runs(name: str, work_folder: Path) -> None:
     entries += small_run(options)
     path = str(OPTIONS / f"{name}.yml")
     training = name.startswith("train_")
-    assert check_options(path, entries, is_train=training) == []
+    assert check_options(path, entries, is_train=training).errors == []
 
     command = "train" if training else "test"
     assert main([command, "-opt", path, "--force_yml", *entries]) == 0

@@ -9,7 +9,7 @@ from basicsr.archs import build_network
 
 import esc_arch  # noqa: F401
 from esc_arch.errors import UserError
-from esc_arch.plugin.preflight.check import check_options
+from esc_arch.plugin.preflight import check_options
 
 SWIN = {
     "upscale": 2,
@@ -38,7 +38,7 @@ def test_a_peer_is_built_by_its_name_and_learns(name, write_train_options):
     network_g = {"type": name, **TINY[name]}
     if name == "ATD":
         network_g["use_checkpoint"] = False  # As its authors' option files have it.
-    assert check_options(write_train_options({"network_g": network_g})) == []
+    assert check_options(write_train_options({"network_g": network_g})).errors == []
     torch.manual_seed(0)
     network = build_network(network_g).train()
     lq, gt = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 32, 32)

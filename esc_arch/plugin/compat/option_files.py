@@ -86,6 +86,10 @@ def options_without_enough_gpus(options: ModuleType) -> None:
             with swapped(options, yaml=reader):
                 opt, parsed = parse_options(*args, **kwargs)
             opt = _unshared(opt)
+            # Here too, for it knows options by what reads them.
+            from esc_arch.plugin.preflight.reading import settle
+
+            settle(opt)
             _agree_on_seed(opt, reader.given, parsed, options)
             _place_experiments(opt, reader.given)
             _fit_to_gpus(opt)

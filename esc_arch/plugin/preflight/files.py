@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from esc_arch.errors import UserError
-from esc_arch.plugin.preflight.rules import is_number
-from esc_arch.plugin.preflight.sandbox import TooLarge, sandbox
-from esc_arch.plugin.preflight.wording import one_line, show
+from esc_arch.plugin.preflight.build import TooLarge, quietly
+from esc_arch.plugin.preflight.report import Path, Report
+from esc_arch.plugin.preflight.wording import meant_key, one_line, show
 from esc_arch.zoo.local import resolve
 from esc_arch.zoo.params import load_weights, select_params
 from esc_arch.zoo.store import load_state
@@ -55,65 +55,90 @@ def root_problem(root: Any, is_lmdb: bool) -> str | None:
     return None
 
 
-_PREPARATION = {
-    "benchmarks": "benchmarks --src DIR",
-    "DIV2K": "div2k --hr DIR",
-    "DF2K": "div2k --name DF2K --hr DIV2K_DIR FLICKR2K_DIR",
-    "DFLIP": "dflip --div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
-    "demo": "demo",
-}
+# What the preparation makes, and the command for it.
+_SETS = r"(?P<out>.*benchmarks)/(Set5|Set14|B100|Urban100|Manga109)/(HR|LR_bicubic/X[234])/?"
+_PREPARATION = (
+    (_SETS, "benchmarks --src DIR"),
+    (r"(?P<out>.*)/DIV2K_train_(HR|LR_bicubic_X[234])_sub\.lmdb/?", "div2k --hr DIR"),
+    (
+        r"(?P<out>.*)/DF2K_train_(HR|LR_bicubic_X[234])_sub\.lmdb/?",
+        "div2k --name DF2K --hr DIV2K_DIR FLICKR2K_DIR",
+    ),
+    (
+        r"(?P<out>.*)/DFLIP_train_HR_sub\.lmdb/?",
+        "dflip --div2k DIR --flickr2k DIR --lsdir DIR --diverseg-ip DIR",
+    ),
+    (r"(?P<out>.*)/(train_(HR|LR_bicubic_X2)_sub\.lmdb|val/(HR|LR_bicubic/X2))/?", "demo"),
+)
 
 
 def _data_command(root: str) -> str:
-    parts = root.replace("\\", "/").split("/")
-    for name, command in _PREPARATION.items():
-        if name in parts[:-1]:
-            out = "/".join(parts[: parts.index(name) + 1])
-            return f"; make it with: basicsr prepare {command} --out {out}"
+    """The end of an error: the command that makes a folder or LMDB; nothing where none does."""
+    path = root.replace("\\", "/")
+    for made, command in _PREPARATION:
+        found = re.fullmatch(made, path)
+        if found and (command != "demo" or found["out"].split("/")[-1] == "demo"):
+            return f"; make it with: basicsr prepare {command} --out {one_line(found['out'])}"
     return ""
 
 
-def checkpoint_problem(value: str) -> str | None:
+def checkpoint_problem(value: str, folder: str) -> str | None:
     """Why a checkpoint cannot be loaded, and how to get it; None if it is there.
 
     Args:
         value: A path, or the name of a published checkpoint.
+        folder: Where option files lie.
     """
     try:
         resolve(value)
     except UserError as error:
         run = value.replace("\\", "/").split("/")
         if len(run) >= 4 and run[-4] == "experiments" and run[-2] == "models":
-            return f"{one_line(error)}; make it with: basicsr train -opt options/{run[-3]}.yml"
+            path = os.path.join(folder, f"{run[-3]}.yml")
+            if is_file(path):
+                return f"{one_line(error)}; make it with: basicsr train -opt {one_line(path)}"
         return one_line(error)
     except (OSError, ValueError, RuntimeError) as error:
         return f"{one_line(value)}: cannot be read: {one_line(error)}"
     return None
 
 
-def weights_problem(
-    value: str, network: nn.Module | None, param_key: Any, strict: bool
-) -> str | None:
-    """Why a checkpoint's weights cannot be loaded into a network; None if they can.
+def check_weights(
+    report: Report, path: Path, value: str, network: nn.Module | None, strict: bool
+) -> None:
+    """Check that a checkpoint's weights can be loaded into a network.
 
     Args:
+        report: The options.
+        path: `path: pretrain_network_*`.
         value: A path, or the name of a published checkpoint, that is there.
         network: The network without memory for its weights; None if it could not be built so.
-        param_key: Which weights of the file.
         strict: `strict_load_*`. Without it BasicSR leaves out what does not fit.
     """
+    key = ("path", f"param_key_{path[1].removeprefix('pretrain_network_')}")
+    given = report.section("path").get(key[1])
+    wanted = report.section("path").get(key[1], "params")
     try:
-        path = resolve(value)
-        weights = select_params(load_state(path), path, param_key)
+        file = resolve(value)
+        state = load_state(file)
+        present = [str(name) for name in state if isinstance(state[name], dict)]
+        if given is not None and present and given not in present:
+            keys = one_line(", ".join(present))
+            if given in ("params", "params_ema"):
+                report.warn(key, f"{one_line(value)} has no {wanted}, only {keys}")
+            else:
+                hint = meant_key(str(wanted), present, 0.5)
+                report.error(key, f"{one_line(value)} has no {show(wanted)}, only {keys}{hint}")
+                return
+        weights = select_params(state, file, wanted)
         if network is not None and strict:
-            with sandbox():
-                load_weights(network, weights, path)
+            with quietly():
+                load_weights(network, weights, file)
     except UserError as error:
-        return one_line(error)
+        report.error(path, one_line(error))
     except (TooLarge, Exception):
         # Networks of others may load in ways that need real weights.
-        return None
-    return None
+        return
 
 
 def purpose_problem(opt_path: str, options: dict[str, Any], is_train: bool) -> str | None:
@@ -154,104 +179,4 @@ def _partner(opt_path: str, prefix: str, other: str) -> str | None:
         if is_file(path):
             return path
         stem = stem.rpartition("_")[0]
-    return None
-
-
-def folder_pair_problem(
-    gt_root: str, lq_root: str, template: str, scale: Any, exact: bool
-) -> str | None:
-    """Whether two folders hold the same pictures; sizes are looked at in a few of them."""
-    gt_root, lq_root = os.path.expanduser(gt_root), os.path.expanduser(lq_root)
-    gt_names, lq_names = (
-        sorted(e.name for e in os.scandir(root) if e.is_file() and not e.name.startswith("."))
-        for root in (gt_root, lq_root)
-    )
-    pairs = []
-    for name in gt_names:
-        stem, end = os.path.splitext(name)
-        pairs.append((name, f"{template.format(stem)}{end}"))
-    lacking = [pair for pair in pairs if pair[1] not in set(lq_names)]
-    if lacking:
-        gt_name, lq_name = lacking[0]
-        return (
-            f"{one_line(lq_root)} has no {one_line(lq_name)}, the partner of {one_line(gt_name)} "
-            f"in dataroot_gt ({len(lacking)} of {len(pairs)} are missing; filename_tmpl is "
-            f"'{template}')"
-        )
-    if len(gt_names) != len(lq_names):
-        return (
-            f"has {len(lq_names)} files, but dataroot_gt has {len(gt_names)}: they must be as many"
-        )
-    for gt_name, lq_name in _spread(pairs):
-        gt_size = _image_size(os.path.join(gt_root, gt_name))
-        lq_size = _image_size(os.path.join(lq_root, lq_name))
-        problem = _size_problem(gt_size, lq_size, scale, exact)
-        if problem:
-            return f"{one_line(lq_name)} {problem}"
-    return None
-
-
-def _spread(pairs: list[Any], count: int = 8) -> list[Any]:
-    """Some of them, from the first to the last."""
-    if len(pairs) <= count:
-        return pairs
-    return [pairs[number * (len(pairs) - 1) // (count - 1)] for number in range(count)]
-
-
-def _image_size(path: str) -> tuple[int, int] | None:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def _size_problem(
-    gt: tuple[int, int] | None, lq: tuple[int, int] | None, scale: Any, exact: bool
-) -> str | None:
-    if gt is None or lq is None:
-        return "or its partner in dataroot_gt is not a picture that can be read"
-    if not is_number(scale):
-        return None
-    # In validation BasicSR cuts GT to the size of LQ times the scale.
-    fits = [
-        g == size * scale if exact else size * scale <= g < (size + 1) * scale
-        for g, size in zip(gt, lq, strict=True)
-    ]
-    if all(fits):
-        return None
-    return (
-        f"is {lq[1]} x {lq[0]}, but its partner in dataroot_gt {gt[1]} x {gt[0]}: that is not "
-        f"scale {scale}"
-    )
-
-
-def lmdb_pair_problem(gt_root: str, lq_root: str, scale: Any) -> str | None:
-    """Whether two LMDBs hold the same pictures, by their lists."""
-    listed = []
-    for root in (gt_root, lq_root):
-        try:
-            with open(os.path.join(os.path.expanduser(root), "meta_info.txt")) as file:
-                lines = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            return f"{one_line(root)}/meta_info.txt cannot be read: {one_line(error)}"
-        listed.append({line.split(".")[0]: line for line in lines})
-    gt, lq = listed
-    if set(gt) != set(lq):
-        odd = sorted(set(gt) ^ set(lq))
-        return (
-            f"holds other pictures than dataroot_gt: {len(gt)} there and {len(lq)} here, "
-            f"{one_line(odd[0])} only in one"
-        )
-    if not gt:
-        return "holds no pictures"
-    for key in sorted(gt):
-        sizes = [re.search(r"\((\d{1,6}),\s*(\d{1,6})", line) for line in (gt[key], lq[key])]
-        if all(sizes):
-            gt_size, lq_size = ((int(size[1]), int(size[2])) for size in sizes)
-            problem = _size_problem(gt_size, lq_size, scale, exact=True)
-            if problem:
-                return f"{one_line(key)} {problem}"
     return None

@@ -2,37 +2,77 @@
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import basicsr.utils.options
 import yaml
 
 from esc_arch.plugin.preflight.files import exists, is_file
-from esc_arch.plugin.preflight.wording import did_you_mean, one_line, show
+from esc_arch.plugin.preflight.report import Path
+from esc_arch.plugin.preflight.table import rule_of
+from esc_arch.plugin.preflight.wording import meant_key, one_line, show
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 20_000
+MAX_CHARACTERS = 2_000_000
+"""Of all values, with those that aliases repeat as often as they do."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe, and each key once. BasicSR's own loader runs code that a file contains."""
+class OptionLoader(yaml.SafeLoader):
+    """Safe, unlike BasicSR's own loader, which runs code that a file names.
+
+    What is used twice (`optim_d: *optim_g`) is there twice: BasicSR takes `type` out of sections as
+    it builds what they describe.
+    """
+
+    def get_single_data(self) -> Any:
+        """The file's one document."""
+        return unshared(super().get_single_data())
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    mapping: dict[Any, Any] = {}
+def _mapping(loader: OptionLoader, node: yaml.MappingNode) -> OrderedDict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping: OrderedDict[Any, Any] = OrderedDict()
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        where = f"line {key_node.start_mark.line + 1}"
         if isinstance(key, dict | list | set):
+            where = f"line {key_node.start_mark.line + 1}"
             raise yaml.YAMLError(f"{where}: a key must be a name, not {show(key)}")
-        if key in mapping:
-            raise yaml.YAMLError(f"{where}: the key {show(key)} is there twice")
         mapping[key] = loader.construct_object(value_node, deep=True)
     return mapping
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which nothing is there by reference only."""
+    if isinstance(value, dict):
+        return type(value)((key, unshared(part)) for key, part in value.items())
+    return [unshared(part) for part in value] if isinstance(value, list) else value
+
+
+def settle(options: dict[str, Any]) -> None:
+    """Fill in what is clear: 2.0 for a batch size is 2, and no suffix is none."""
+    for path, value in list(walk(options)):
+        if isinstance(value, float) and getattr(rule_of(path), "is_whole", False):
+            if not value.is_integer():
+                continue
+            section = options
+            for key in path[:-1]:
+                section = section[key]
+            section[path[-1]] = int(value)
+    if isinstance(options.get("val"), dict):
+        options["val"].setdefault("suffix", None)
+
+
+def walk(section: dict[Any, Any], above: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every option below a section, with its path; keys that are no text come as they are."""
+    for key, value in section.items():
+        yield (*above, key), value
+        if isinstance(value, dict):
+            yield from walk(value, (*above, key))
 
 
 def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
@@ -46,12 +86,13 @@ def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ValueError(f"larger than {MAX_FILE_BYTES} bytes, so not an option file")
-        loader = _Loader(content.decode("utf-8-sig"))
+        loader = OptionLoader(content.decode("utf-8-sig"))
         try:
             node = loader.get_single_node()
             if node is not None:
                 _check_size(node)
-            options = None if node is None else loader.construct_document(node)
+                errors += [f"-opt {path}: {line}" for line in _repeated_keys(node)]
+            options = None if node is None else unshared(loader.construct_document(node))
         finally:
             loader.dispose()
     except RecursionError:
@@ -81,27 +122,64 @@ def _yaml_problem(error: Exception) -> str:
 
 def _check_size(root: yaml.Node) -> None:
     """Refuse aliases that contain themselves, or multiply into more than a machine can hold."""
-    sizes: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
 
-    def size(node: yaml.Node) -> int:
+    def size(node: yaml.Node) -> tuple[int, int]:
         if id(node) in sizes:
             return sizes[id(node)]
         if id(node) in open_nodes:
             raise ValueError("an alias (*name) contains itself")
         open_nodes.add(id(node))
-        total = 1
-        if isinstance(node, yaml.MappingNode):
-            total += sum(size(part) for pair in node.value for part in pair)
-        elif isinstance(node, yaml.SequenceNode):
-            total += sum(size(part) for part in node.value)
-        if total > MAX_NODES:
+        nodes, characters = 1, 0
+        if isinstance(node, yaml.ScalarNode):
+            characters = len(node.value)
+        for part in _parts(node):
+            inner = size(part)
+            nodes, characters = nodes + inner[0], characters + inner[1]
+        if nodes > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES} values, so not an option file")
+        if characters > MAX_CHARACTERS:
+            raise ValueError(f"more than {MAX_CHARACTERS} letters, so not an option file")
         open_nodes.discard(id(node))
-        sizes[id(node)] = total
-        return total
+        sizes[id(node)] = nodes, characters
+        return nodes, characters
 
     size(root)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _plain(node: yaml.Node) -> Any:
+    """A node as tuples, to compare."""
+    if isinstance(node, yaml.ScalarNode):
+        return node.tag, node.value
+    return node.tag, tuple(_plain(part) for part in _parts(node))
+
+
+def _repeated_keys(root: yaml.Node) -> list[str]:
+    """A line for each key that is there twice with different values: YAML takes the last."""
+    lines, seen, open_nodes = [], set(), [root]
+    while open_nodes:
+        node = open_nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        open_nodes += _parts(node)
+        first: dict[Any, yaml.Node] = {}
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                other = first.setdefault((key.tag, key.value), value)
+                if other is not value and _plain(other) != _plain(value):
+                    lines.append(
+                        f"line {key.start_mark.line + 1}: the key {show(key.value)} is there "
+                        f"twice, with another value in line {other.start_mark.line + 1}"
+                    )
+    return sorted(lines, key=lambda line: int(line.split(":")[0].split()[1]))
 
 
 def keep_datasets(options: dict[str, Any], names: Iterable[str], errors: list[str]) -> None:
@@ -161,9 +239,12 @@ def apply_force_yml(options: dict[str, Any], entries: Iterable[str], errors: lis
         for depth, key in enumerate(names[:-1]):
             inner = section.get(key)
             if not isinstance(inner, dict):
-                sections = [name for name, value in section.items() if isinstance(value, dict)]
+                sections = [
+                    n for n, v in section.items() if isinstance(v, dict) and isinstance(n, str)
+                ]
                 place = ":".join(names[: depth + 1])
-                errors.append(f"{where}: there is no section {place}{did_you_mean(key, sections)}")
+                hint = meant_key(key, sections, 0.6)
+                errors.append(f"{where}: there is no section {place}{hint}")
                 break
             section = inner
         else:
@@ -179,4 +260,6 @@ def _force_yml_value(text: str) -> Any:
     # BasicSR evaluates lists as Python code.
     if text.startswith("["):
         return ast.literal_eval(text)
-    return basicsr.utils.options._postprocess_yml_value(text)
+    from basicsr.utils.options import _postprocess_yml_value
+
+    return _postprocess_yml_value(text)

@@ -1,63 +1,98 @@
-"""What registered models, data sets, networks and the rest know of options."""
+"""Networks, losses, metrics, optimizers and schedulers: that they exist and take their options."""
 
-import fnmatch
-import functools
 import inspect
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Iterable
 from typing import Any
 
-import basicsr.test
-import basicsr.train
-import basicsr.utils.options
-from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY, Registry
+import basicsr.models.lr_scheduler
+import numpy as np
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    Registry,
+)
 
-from esc_arch.plugin.preflight.rules import must_be_bool
-from esc_arch.plugin.preflight.source import Path, Read, child_keys, class_reads, function_reads
+from esc_arch.plugin.models.optimizers import optimizer_names
+from esc_arch.plugin.preflight import vgg
+from esc_arch.plugin.preflight.build import TooLarge, quietly
+from esc_arch.plugin.preflight.keys import registered
+from esc_arch.plugin.preflight.known import parameters_of, words_of
+from esc_arch.plugin.preflight.reading import unshared
+from esc_arch.plugin.preflight.report import Path, Report
+from esc_arch.plugin.preflight.table import is_number, truth
+from esc_arch.plugin.preflight.wording import meant_key, meant_type, one_line, show
 
-
-def registered(registry: Registry, name: str) -> Any:
-    """BasicSR's lookup, without its print for names that carry the suffix."""
-    found = registry._obj_map.get(name)
-    return found if found is not None else registry._obj_map.get(f"{name}_basicsr")
-
-
-def registered_names(registry: Registry) -> list[str]:
-    """Names as an option file writes them, without the suffix."""
-    return [name.removesuffix("_basicsr") for name in registry.keys()]
-
-
-@functools.cache
-def reads_of_function(function: Callable[..., Any]) -> tuple[Read, ...]:
-    """`function_reads`, once a function."""
-    return tuple(function_reads(function))
-
-
-@functools.cache
-def all_reads(cls: type, methods: tuple[str, ...] | None = None) -> tuple[Read, ...]:
-    """`class_reads`, once a class."""
-    return tuple(class_reads(cls, methods=methods))
+# BasicSR builds these by their type; a model of others may have sections of its own without.
+_LOSSES = ("pixel_opt", "perceptual_opt", "gan_opt", "ldl_opt", "feature_matching_opt")
 
 
-def pipeline_reads() -> tuple[Read, ...]:
-    """What BasicSR's own training and testing read."""
-    return (
-        reads_of_function(basicsr.utils.options.parse_options)
-        + reads_of_function(basicsr.train.train_pipeline)
-        + reads_of_function(basicsr.test.test_pipeline)
-    )
-
-
-def parameters_of(function: Any, skip: int = 0) -> tuple[dict[str, inspect.Parameter], bool] | None:
-    """Keywords of a callable, and whether it takes any others; None where Python cannot tell."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())[skip:]
-    except (TypeError, ValueError):
+def registered_type(report: Report, registry: Registry, path: Path, what: str) -> Any:
+    """What a `type` names, or None with an error if there is no such thing."""
+    name = report.get(*path)
+    if name is None or report.is_wrong(path):
         return None
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if not isinstance(name, str):
+        report.error(path, f"must be the name of a {what}, not {show(name)}")
+        return None
+    found = registered(registry, name)
+    if found is None:
+        names = [other.removesuffix("_basicsr") for other in registry.keys()]
+        instead = ", or take SRModel or ESCModel" if what == "model" else ""
+        hint = meant_type(name, names) or (
+            f"; if it is another repository's, install that as a plugin{instead}"
+        )
+        report.error(path, f"no {what} {show(name)} is registered{hint}")
+    return found
 
 
-def wrong_type(value: Any, parameter: inspect.Parameter) -> str | None:
+def check_keywords(
+    report: Report, path: Path, function: Any, skip: int = 0, extra: Iterable[str] = ("type",)
+) -> bool:
+    """Check that a section is made of keywords of a callable.
+
+    Args:
+        report: The options.
+        path: The section.
+        function: What is called with the section.
+        skip: How many of its first parameters come from elsewhere.
+        extra: Keys that are taken out before.
+
+    Returns:
+        Whether all is well.
+    """
+    described = parameters_of(function, skip)
+    if described is None:
+        return True
+    before = len(report.errors)
+    parameters, takes_any = described
+    section = report.section(*path)
+    called = getattr(function, "__name__", str(function))
+    missing = set(parameters) - set(section)
+    for key, value in section.items():
+        if key in extra or (*path, key) in report.wrong:
+            continue
+        if key in parameters:
+            wanted = _wrong_type(value, parameters[key])
+            if wanted:
+                report.error((*path, key), f"{wanted}, not {show(value)}")
+        elif not takes_any:
+            hint = meant_key(key, missing, 0.6)
+            report.error((*path, key), f"{called} takes no such keyword{hint}")
+        elif key not in words_of(function):
+            hint = meant_key(key, missing)
+            report.warn((*path, key), f"{called} ignores this key{hint}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in section:
+            report.error((*path, name), f"missing; {called} needs it")
+    return len(report.errors) == before
+
+
+def _wrong_type(value: Any, parameter: inspect.Parameter) -> str | None:
     """What a keyword must be, judged by its default or else its annotation."""
     default, kind = parameter.default, parameter.annotation
     if default is not parameter.empty:
@@ -65,7 +100,7 @@ def wrong_type(value: Any, parameter: inspect.Parameter) -> str | None:
             return None
         kind = type(default)
     if kind in (bool, "bool"):
-        return must_be_bool(value) if value not in (0, 1) else None
+        return truth(value)
     if kind in (int, float, "int", "float"):
         # An int default often stands for any number (weight_decay=0), and ~ for "none of it".
         return None if isinstance(value, int | float) or value is None else "must be a number"
@@ -77,24 +112,254 @@ def wrong_type(value: Any, parameter: inspect.Parameter) -> str | None:
     return None
 
 
-def is_known(key: str, known: Iterable[str]) -> bool:
-    """Whether a key is among known ones, in which `*` stands for anything."""
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in known)
+def check_network(report: Report, key: str, built: dict[str, torch.nn.Module]) -> None:
+    """Check the keywords of a network, and that it can be built of them.
+
+    Args:
+        report: The options.
+        key: The network's section, `network_g`.
+        built: Takes the network, without memory for its weights.
+    """
+    if "type" not in report.section(key):
+        if isinstance(report.get(key), dict):
+            report.error((key, "type"), "missing; it names the network")
+        return
+    network = registered_type(report, ARCH_REGISTRY, (key, "type"), "network")
+    if network is None:
+        return
+    options = {name: value for name, value in report.section(key).items() if name != "type"}
+    for name in ("upscaling_factor", "upscale"):
+        factor, scale = options.get(name), report.get("scale")
+        if key == "network_g" and is_number(factor) and is_number(scale) and factor != scale:
+            report.error((key, name), f"is {factor}, but scale is {scale}: they must be the same")
+    check_keywords(report, (key,), network)
+    # With what is wrong taken back to its default, the rest can be looked at too.
+    defaults = (parameters_of(network) or ({},))[0]
+    while True:
+        for path in [path for path in report.wrong if path[:1] == (key,) and len(path) == 2]:
+            options.pop(path[1], None)
+        lacking = [n for n, p in defaults.items() if p.default is p.empty and n not in options]
+        if (key,) in report.wrong or lacking:
+            return
+        before = len(report.wrong)
+        _build(report, key, network, options, built)
+        if len(report.wrong) == before:
+            return
 
 
-def read_by_other_datasets(key: str) -> bool:
-    """Whether any registered data set reads a key."""
-    return any(
-        is_known(key, child_keys(all_reads(dataset), ()))
-        for dataset in DATASET_REGISTRY._obj_map.values()
-        if inspect.isclass(dataset)
-    )
+def _build(
+    report: Report, key: str, network: Any, options: dict[str, Any], built: dict[str, Any]
+) -> None:
+    try:
+        with quietly(), torch.device("meta"):
+            made = network(**unshared(options))
+    except (TooLarge, MemoryError, RecursionError):
+        # A network that is merely large has no keyword this large.
+        numbers = [name for name, value in options.items() if is_number(value)]
+        largest = max(numbers, key=lambda name: abs(options[name]), default=None)
+        if largest is not None and abs(options[largest]) > 4096:
+            report.error((key, largest), f"{show(options[largest])} is too large to build")
+    except (PermissionError, NotImplementedError):
+        pass
+    except FileNotFoundError as error:
+        report.error((key,), f"no such file: {one_line(error.filename)}")
+    except Exception as error:
+        text = one_line(error)
+        # Some networks read values while they are built, which weights without memory lack.
+        if "meta" in text.lower() or isinstance(error, ImportError):
+            return
+        named = next((n for n in options if re.match(rf"{re.escape(n)}\b", text)), None)
+        if named and text.startswith(f"{named} is "):
+            report.error((key, named), text.removeprefix(f"{named} "))
+        elif any(re.search(rf"\b{re.escape(n)}\b", text) for n in options):
+            report.error((key,), text)
+        else:
+            given = ", ".join(f"{name}: {show(value)}" for name, value in options.items())
+            problem = f"{type(error).__name__}: {text}".rstrip(": ")
+            report.error((key,), f"cannot be built of {one_line(given)} ({problem})")
+    else:
+        if isinstance(made, torch.nn.Module):
+            built[key] = made
 
 
-def read_by_other_models(section: Path, key: str) -> bool:
-    """Whether any registered model reads a key of a section."""
-    return any(
-        is_known(key, child_keys(all_reads(model), section))
-        for model in MODEL_REGISTRY._obj_map.values()
-        if inspect.isclass(model)
-    )
+def check_operators(report: Report, built: dict[str, torch.nn.Module]) -> None:
+    """Refuse networks with BasicSR's own GPU operators where these are not compiled."""
+    for key, network in built.items():
+        for module in network.modules():
+            parts = type(module).__module__.split(".")
+            names = {"dcn": "deform_conv", "fused_act": "fused_act", "upfirdn2d": "upfirdn2d"}
+            if parts[:2] != ["basicsr", "ops"] or parts[2] not in names:
+                continue
+            code = inspect.getmodule(type(module))
+            # upfirdn2d has a way without it on the CPU; the others have none.
+            if parts[2] != "upfirdn2d" and not hasattr(code, f"{names[parts[2]]}_ext"):
+                report.error(
+                    (key, "type"),
+                    f"{type(network).__name__} uses BasicSR's own operator {names[parts[2]]}, "
+                    "which needs an NVIDIA GPU and is not compiled here; with one, set "
+                    "BASICSR_JIT=True, or install BasicSR with BASICSR_EXT=True",
+                )
+                break
+
+
+def check_losses(report: Report) -> None:
+    """Check each loss under `train`."""
+    for key, value in report.section("train").items():
+        path = ("train", key)
+        if not key.endswith("_opt") or not isinstance(value, dict) or not value:
+            continue
+        if report.is_unread(path):
+            continue
+        if "type" not in value:
+            if key in _LOSSES:
+                report.error((*path, "type"), "missing; it names the loss")
+            continue
+        loss = registered_type(report, LOSS_REGISTRY, (*path, "type"), "loss")
+        if loss is None or not check_keywords(report, path, loss) or report.is_wrong(path):
+            continue
+        if "layer_weights" in value:
+            vgg.check(report, path)
+            continue
+        try:
+            with quietly():
+                loss(**unshared({name: v for name, v in value.items() if name != "type"}))
+        except (TooLarge, PermissionError):
+            pass
+        except Exception as error:
+            named = getattr(loss, "__name__", str(loss))
+            report.error(path, one_line(error) or f"{named} does not take these values")
+
+
+def check_metrics(report: Report, model: type | None) -> None:
+    """Check each metric of the validation, and call it once on a picture."""
+    names = [c.__name__ for c in inspect.getmro(model)] if model else []
+    if "VideoBaseModel" in names and report.section("val", "metrics"):
+        if not torch.cuda.is_available():
+            report.error(
+                ("val", "metrics"),
+                f"{names[0]} adds them up on a GPU, and there is none; leave metrics out",
+            )
+    for key, value in report.section("val", "metrics").items():
+        path = ("val", "metrics", key)
+        if not isinstance(value, dict):
+            continue
+        if "type" not in value:
+            report.error((*path, "type"), "missing; it names the metric")
+            continue
+        metric = registered_type(report, METRIC_REGISTRY, (*path, "type"), "metric")
+        if metric is None:
+            continue
+        parameters = (parameters_of(metric) or ({},))[0]
+        # The images come from the validation.
+        images = [name for name in parameters if name in ("img", "img2")]
+        right = check_keywords(report, path, metric, len(images), ("type", "better"))
+        if right and not report.is_wrong(path):
+            _call(report, path, metric, images, value)
+
+
+def _call(report: Report, path: Path, metric: Any, images: list[str], options: Any) -> None:
+    border = options.get("crop_border", 0)
+    # NIQE looks at blocks of 96 x 96, and needs some.
+    side = 256 + 2 * int(border if is_number(border) else 0)
+    random = np.random.default_rng(0)
+    pictures = {n: random.integers(0, 256, (side, side, 3), dtype=np.uint8) for n in images}
+    keywords = {k: v for k, v in options.items() if k not in ("type", "better")}
+    try:
+        with quietly():
+            metric(**pictures, **unshared(keywords))
+    except (TooLarge, MemoryError):
+        pass
+    except Exception as error:
+        hint = ""
+        if options["type"].endswith("_pt"):
+            hint = f"; it takes tensors, validation has pictures: {options['type'][:-3]}"
+        problem = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+        report.error(path, f"{options['type']} fails on a picture ({problem}){hint}")
+
+
+def check_optimizers(report: Report) -> None:
+    """Check the optimizers."""
+    for key, value in report.section("train").items():
+        path = ("train", key)
+        if not key.startswith("optim_") or not isinstance(value, dict) or report.is_unread(path):
+            continue
+        name = report.get(*path, "type")
+        if name is None:
+            report.error((*path, "type"), "missing; it names the optimizer")
+        if not isinstance(name, str):
+            continue
+        names = optimizer_names()
+        if name not in names:
+            hint = meant_type(name, names)
+            report.error((*path, "type"), f"no optimizer {show(name)} in torch.optim{hint}")
+            continue
+        optimizer = getattr(torch.optim, name)
+        check_keywords(report, path, optimizer, skip=1)
+        if "lr" not in value:
+            report.error((*path, "lr"), "missing; it is the learning rate")
+        if report.is_wrong(path):
+            continue
+        try:
+            with quietly():
+                keywords = {k: v for k, v in value.items() if k != "type"}
+                optimizer([torch.zeros(1, requires_grad=True)], **unshared(keywords))
+        except Exception as error:
+            report.error(path, f"{name} does not take these values: {one_line(error)}")
+
+
+def check_scheduler(report: Report, model: type | None) -> None:
+    """Check the learning-rate scheduler against itself and the length of the training."""
+    path = ("train", "scheduler")
+    name = report.get(*path, "type")
+    if not isinstance(name, str):
+        return
+    # MultiStepLR is BasicSR's second name of its own class.
+    scheduler = "MultiStepRestartLR" if name == "MultiStepLR" else name
+    is_name = re.fullmatch(r"[A-Za-z]\w*LR", scheduler) is not None
+    scheduler = getattr(basicsr.models.lr_scheduler, scheduler, None) if is_name else None
+    names = {word for word in words_of(model or BaseModel) if re.fullmatch(r"\w+LR", word)}
+    if scheduler is None:
+        if name not in names:
+            known = ", ".join(sorted(names))
+            hint = meant_type(name, names)
+            report.error((*path, "type"), f"BasicSR knows {known}, not {show(name)}{hint}")
+        return
+    if not check_keywords(report, path, scheduler, skip=1) or report.is_wrong(path):
+        return
+    given = report.section(*path)
+    steps = "periods" if name == "CosineAnnealingRestartLR" else "restarts"
+    lengths = [len(given.get(part, (1,))) for part in (steps, "restart_weights")]
+    if lengths[0] != lengths[1] and (steps in given or "restart_weights" in given):
+        report.error(
+            (*path, "restart_weights"),
+            f"has {lengths[1]} values, but {steps} has {lengths[0]}: they must be as many",
+        )
+    total = report.get("train", "total_iter")
+    if "periods" in given and is_number(total) and sum(given["periods"]) < total - 1:
+        report.error(
+            (*path, "periods"),
+            f"end after {sum(given['periods'])} iterations, but total_iter is {int(total)}",
+        )
+
+
+def check_wandb(report: Report) -> None:
+    """Check that W&B is installed, logged in, and has TensorBoard's logger to take from."""
+    path = ("logger", "wandb", "project")
+    if report.get(*path) is None:
+        return
+    if report.get("logger", "use_tb_logger") is not True:
+        report.error(("logger", "use_tb_logger"), "must be true when wandb has a project")
+    import importlib.util
+    import netrc
+
+    if importlib.util.find_spec("wandb") is None:
+        report.error(path, "wandb is not installed; pip install wandb, or project: ~")
+        return
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return
+    try:
+        logged_in = any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        logged_in = False
+    if not (os.environ.get("WANDB_API_KEY") or logged_in):
+        report.error(path, "not logged in to W&B; run wandb login, or set WANDB_MODE=offline")

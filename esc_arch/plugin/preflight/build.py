@@ -1,0 +1,48 @@
+"""Calling registered things to see whether their options fit, without a trace and with an end."""
+
+import contextlib
+import io
+import itertools
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+MAX_CALLS = 5_000_000
+"""Function calls after which a network counts as too large to build; ESC-XL takes about 60,000."""
+
+
+class TooLarge(BaseException):  # noqa: N818
+    """Building took too many steps; no Exception, so that nothing on the way catches it."""
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Let code run that prints nothing, ends, and leaves the random generators as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    calls = itertools.count()
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        if next(calls) > MAX_CALLS:
+            raise TooLarge
+
+    profiler = sys.getprofile()
+    silence = io.StringIO()
+    with (
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(silence),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        sys.setprofile(count)
+        try:
+            yield
+        finally:
+            sys.setprofile(profiler)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])

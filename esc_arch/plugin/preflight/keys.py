@@ -1,0 +1,320 @@
+"""Keys and values of the sections that BasicSR and its models read: unknown, wrong, missing."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+
+from esc_arch.plugin.preflight.known import is_known, loop_words, words_of
+from esc_arch.plugin.preflight.reading import walk
+from esc_arch.plugin.preflight.report import Path, Report
+from esc_arch.plugin.preflight.table import (
+    DATA_REQUIRED,
+    DEGRADATION,
+    FREE_TEXT,
+    IO_BACKENDS,
+    MODEL_REQUIRED,
+    is_number,
+    matches,
+    rule_of,
+)
+from esc_arch.plugin.preflight.wording import meant_key, one_line, show
+
+_EXPONENT_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+# BasicSR makes a folder of every other value under `path`.
+_NO_FOLDERS = ("strict_load", "pretrain_network", "resume", "param_key")
+_SECTIONS = {(key,) for key in ("datasets", "path", "train", "val", "logger", "dist_params")}
+_SECTIONS |= {("logger", "wandb")}
+# What these hold is handed on as keywords.
+_CHECKED_AS_CALLED = re.compile(r"network_.*|optim_.*|scheduler|metrics|.*_opt")
+# BasicSR sets these itself, whatever the file says, in training and in testing.
+_SET_BY_BASICSR = {
+    True: ("models", "training_states", "log", "visualization"),
+    False: ("results_root", "log", "visualization"),
+}
+_ELSEWHERE = {
+    "seed": "manual_seed at the top level",
+    "random_seed": "manual_seed at the top level",
+    "pretrain_model_g": "path: pretrain_network_g",
+    "pretrain_model_d": "path: pretrain_network_d",
+    "pretrained_model": "path: pretrain_network_g",
+    "clip_grad_norm": "train: grad_clip with ESCModel",
+    "gradient_clip": "train: grad_clip with ESCModel",
+}
+"""What is called otherwise here; only where the file does not have that already."""
+
+
+def check_text_keys(report: Report) -> None:
+    """Refuse keys that are no text: BasicSR fails as it logs the options."""
+    for path, _ in walk(report.options):
+        if not isinstance(path[-1], str):
+            report.error(tuple(map(str, path)), "a key must be text; put it in quotes")
+
+
+def check_unread(report: Report, model: type | None) -> None:
+    """Find the keys that nothing reads.
+
+    Args:
+        report: The options.
+        model: The model; None where nobody knows what it reads.
+    """
+    sections: list[Path] = [(), ("val",)]
+    if report.is_train:
+        sections += [("train",), ("logger",), ("logger", "wandb"), ("dist_params",)]
+    if model is not None:
+        for section in sections:
+            _unread_of(report, section, loop_words(section) | words_of(model), model)
+    check_paths(report, model)
+
+
+def _unread_of(report: Report, section: Path, known: frozenset[str], model: type) -> None:
+    for key, value in report.section(*section).items():
+        path = (*section, key)
+        # One seed is read; that the word stands in this package's own states is no reading.
+        other_seed = "seed" in key.split("_") and path != ("manual_seed",)
+        if other_seed:
+            plugins = [c for c in inspect.getmro(model) if not _is_ours(c)]
+            other_seed = not any(key in words_of(plugin) for plugin in plugins)
+        if is_known(key, known) and not other_seed:
+            # Sections with a type are checked against what that takes; others hold more keys.
+            is_own = isinstance(value, dict) and "type" not in value
+            if is_own and path not in _SECTIONS and not _CHECKED_AS_CALLED.fullmatch(key):
+                _unread_of(report, path, known, model)
+            continue
+        report.unread.add(path)
+        hint = hint_for(report, path, known) or _models_that_read(key, model)
+        if not _is_grave(path, value):
+            report.warn(path, f"nothing reads this key, it has no effect{hint}")
+        else:
+            report.error(path, f"nothing reads this key{hint}")
+
+
+def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
+    """The end of a finding about an unread key: what was probably meant, or where it belongs."""
+    *section, key = path
+    elsewhere = _ELSEWHERE.get(key.lower())
+    if key == "manual_seed" and section:
+        elsewhere = "manual_seed at the top level"
+    if elsewhere:
+        place = tuple(word for word in elsewhere.split(" with ")[0].split(" at ")[0].split(": "))
+        return "" if report.get(*place) is not None else f"; here it is {elsewhere}"
+    there = report.section(*section)
+    filled = {k.replace("*", "g", 1) if k.endswith("_*") else k for k in known}
+    names = {k for k in filled if re.fullmatch(r"\w+", k) and k not in there}
+    rules = {":".join((*section, k)) for k in names}
+    # Strings that are surely options come first: others may be anything.
+    options = {r.split(":")[-1] for r in rules if rule_of(tuple(r.split(":"))) is not None}
+    return meant_key(key, options) or meant_key(key, names, 0.88)
+
+
+def _is_grave(path: Path, value: Any) -> bool:
+    """Whether an unread key means that something else is trained than asked for."""
+    key, words = path[-1], path[-1].lower().split("_")
+    if value is None or value is False or value in ("", {}):
+        return False
+    if "seed" in words or {"pretrain", "pretrained"} & set(words) or "resume_state" in key:
+        return True
+    if path[0] != "train":
+        return False
+    is_loss = isinstance(value, dict) and ("type" in value or any("weight" in k for k in value))
+    return (key.endswith("_opt") and is_loss) or ("loss" in words and value != 0)
+
+
+def _models_that_read(key: str, model: type) -> str:
+    if key in ("type", "name"):
+        return ""
+    names = [
+        name.removesuffix("_basicsr")
+        for name, other in MODEL_REGISTRY._obj_map.items()
+        if inspect.isclass(other) and not issubclass(model, other) and key in words_of(other)
+    ]
+    # Of very many, none is the one that was meant.
+    if not names or len(names) > 12:
+        return ""
+    return f"; {', '.join(sorted(names)[:3])} read{'s' if len(names) == 1 else ''} it"
+
+
+def check_paths(report: Report, model: type | None) -> None:
+    """Refuse keys under `path` that nothing reads: BasicSR makes a folder of most."""
+    known = loop_words(("path",)) | (words_of(model) if model else frozenset())
+    plugins = [c for c in inspect.getmro(model) if not _is_ours(c)] if model else []
+    for key, value in report.section("path").items():
+        path = ("path", key)
+        about_weights = any(word in key for word in _NO_FOLDERS)
+        if key in _SET_BY_BASICSR[report.is_train]:
+            folder = "experiments" if report.is_train else "results"
+            report.warn(path, f"has no effect: BasicSR itself sets it, below {folder}/NAME")
+            continue
+        if about_weights and (is_known(key, known) or model is None):
+            continue
+        if report.is_train and key == "experiments_root":
+            continue
+        if any(is_known(key, words_of(plugin)) for plugin in plugins):
+            continue
+        report.unread.add(path)
+        if about_weights and _has_no_effect(report, key, value):
+            report.warn(path, "nothing reads this key, it has no effect")
+            continue
+        hint = hint_for(report, path, [*known, "pretrain_network_g", "resume_state"])
+        folder = "" if about_weights else ", and BasicSR makes a folder of it"
+        report.error(path, f"nothing reads this key{folder}{hint}")
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in ("basicsr", "esc_arch", "builtins")
+
+
+def _has_no_effect(report: Report, key: str, value: Any) -> bool:
+    """Whether a key under `path` is about weights of which none are loaded."""
+    if value is None:
+        return True
+    kind, _, network = key.rpartition("_")
+    if kind not in ("strict_load", "param_key"):
+        return False
+    is_network = f"network_{network}" in report.options or network in ("g", "d")
+    return is_network and report.get("path", f"pretrain_network_{network}") is None
+
+
+def check_values(report: Report) -> None:
+    """Check types and ranges of all options that something reads."""
+    skipped = () if report.is_train else ("train", "logger")
+    for path, value in walk(report.options):
+        if not all(isinstance(key, str) for key in path):
+            continue
+        if path[0] in skipped or report.is_unread(path) or report.is_wrong(path):
+            continue
+        if isinstance(value, str) and _EXPONENT_TEXT.fullmatch(value.strip()):
+            if not any(matches(path, pattern) for pattern in FREE_TEXT):
+                report.error(
+                    path,
+                    f"'{value}' is text to YAML, which wants a decimal point in such a number: "
+                    f"write {_with_point(value.strip())}",
+                )
+                continue
+        rule = rule_of(path)
+        wanted = rule(value) if rule else None
+        if wanted:
+            # "is too long ...: 200 bytes" tells what it is itself.
+            tells = wanted.startswith("is ")
+            report.error(path, wanted if tells else f"{wanted}, not {show(value)}")
+
+
+def _with_point(text: str) -> str:
+    mantissa, exponent = re.split("[eE]", text)
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    # YAML 1.1 also wants the exponent's sign.
+    return f"{mantissa}e{exponent if exponent[0] in '+-' else f'+{exponent}'}"
+
+
+def check_required(report: Report, model: type | None) -> None:
+    """Find what BasicSR surely reads, and is not there."""
+    required = ["name", "model_type", "num_gpu", "datasets", "path"]
+    if report.is_train:
+        required += ["train", "train:total_iter", "logger", "logger:print_freq"]
+        required += ["logger:save_checkpoint_freq"]
+        if report.get("val") is not None:
+            required += ["val:val_freq", "val:save_img"]
+    else:
+        required += ["val", "val:save_img"]
+    names = [c.__name__ for c in inspect.getmro(model)] if model else []
+    for name in names:
+        always, training = MODEL_REQUIRED.get(name, ((), ()))
+        required += [*always, *(training if report.is_train else ())]
+    degrades = {"RealESRNetModel", "RealESRGANModel"} & set(names)
+    if degrades and report.is_train and report.options.get("high_order_degradation", True):
+        required += DEGRADATION
+    for phase, options in report.section("datasets").items():
+        required += _required_of_data(report, phase, options)
+    for key in required:
+        _require(report, tuple(key.split(":")))
+
+
+def _required_of_data(report: Report, phase: str, options: Any) -> list[str]:
+    if not isinstance(options, dict):
+        return []
+    keys = ["name"]
+    if phase == "train":
+        keys += ["num_worker_per_gpu"]
+        keys += [] if "batch_size" in options else ["batch_size_per_gpu"]
+    dataset = registered(DATASET_REGISTRY, options.get("type"))
+    top = []
+    for name in [c.__name__ for c in inspect.getmro(dataset)] if inspect.isclass(dataset) else ():
+        always, training = DATA_REQUIRED.get(name, ((), ()))
+        keys += [*always, *(training if phase == "train" else ())]
+        top += ["scale"] if "dataroot_lq" in always and "Single" not in name else []
+        top += ["scale"] if name == "DownsampleImageDataset" else []
+    return top + [f"datasets:{phase}:{key}" for key in dict.fromkeys(keys)]
+
+
+def _require(report: Report, path: Path) -> None:
+    for depth in range(1, len(path) + 1):
+        above = report.options if depth == 1 else report.get(*path[: depth - 1])
+        if not isinstance(above, dict):
+            return
+        if path[depth - 1] not in above:
+            if not report.is_wrong(path[:depth]):
+                report.error(path[:depth], "missing")
+            return
+    # BasicSR reads on below a section that is null.
+    if path == ("val",) and report.get(*path) is None:
+        report.error(path, "must be a section, key: value, not None")
+
+
+def check_io_backend(report: Report, path: Path, safety_only: bool = False) -> None:
+    """Check where a data set is read from: backends run code and open files by their options."""
+    from basicsr.utils.file_client import FileClient
+
+    backend = report.get(*path)
+    if not isinstance(backend, dict):
+        return
+    kind = backend.get("type")
+    if kind == "memcached":
+        report.error((*path, "type"), "memcached is refused: it imports code from sys_path")
+        return
+    if kind is None:
+        report.error((*path, "type"), "missing; disk or lmdb")
+        return
+    others = [name for name in FileClient._backends if name not in ("memcached", *IO_BACKENDS)]
+    if kind in others:
+        return
+    if not isinstance(kind, str) or kind not in IO_BACKENDS:
+        known = ", ".join([*IO_BACKENDS, *others])
+        report.error((*path, "type"), f"must be one of {known}, not {show(kind)}")
+        return
+    for key, value in backend.items():
+        rules = IO_BACKENDS[kind]
+        if key == "type":
+            continue
+        if key not in rules:
+            known = ", ".join(["type", *rules])
+            report.error((*path, one_line(key)), f"{kind} takes no such key, only {known}")
+        elif rules[key](value) and not safety_only:
+            report.error((*path, key), f"{rules[key](value)}, not {show(value)}")
+
+
+def registered(registry: Any, name: Any) -> Any:
+    """BasicSR's lookup, without its print for names that carry the suffix; None if absent."""
+    if not isinstance(name, str):
+        return None
+    found = registry._obj_map.get(name)
+    return found if found is not None else registry._obj_map.get(f"{name}_basicsr")
+
+
+def check_together(report: Report, model: type | None) -> None:
+    """Check options of the run that depend on each other."""
+    names = {c.__name__ for c in inspect.getmro(model)} if model else set()
+    train = report.section("train")
+    if "SRModel" in names and "SRGANModel" not in names and train:
+        # Other losses that the model reads may do as well.
+        losses = [key for key in train if key.endswith("_opt") and train[key]]
+        if not any(not report.is_unread(("train", key)) for key in losses):
+            report.error(("train", "pixel_opt"), "missing; there is no loss to train with")
+    queue = report.get("queue_size")
+    batch = report.get("datasets", "train", "batch_size_per_gpu")
+    if is_number(queue) and is_number(batch) and not report.is_unread(("queue_size",)):
+        if queue % batch:
+            report.error(
+                ("queue_size",), f"{queue} must be a multiple of batch_size_per_gpu, {batch}"
+            )

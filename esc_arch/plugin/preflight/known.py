@@ -1,0 +1,156 @@
+"""Which keys are read: those that stand as a string in the source of what reads the options.
+
+No interpreter: a model, data set or metric knows a key if any string of its module, of its bases'
+modules, or of modules beside them that they import from, is that key. The training loop's modules
+read many sections: there the name of what is read from tells which (`opt["train"]`, `train_opt`).
+"""
+
+import ast
+import fnmatch
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path as File
+from types import ModuleType
+from typing import Any
+
+from esc_arch.plugin.preflight.report import Path
+from esc_arch.plugin.preflight.table import LOOP_KEYS
+
+_LOOP_MODULES = ("train", "test", "utils/options", "utils/logger", "data/__init__")
+_FOREIGN = ("torch", "torchvision", "numpy", "builtins", "abc", "typing")
+_PLUGIN = File(__file__).parents[1]
+_ROOT = re.compile(r"(\w+\.)*_?(opt|options)")
+
+
+def is_known(key: str, known: frozenset[str]) -> bool:
+    """Whether a key is among known ones, in which `*` stands for anything."""
+    if key in known:
+        return True
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in known if "*" in pattern)
+
+
+@functools.cache
+def words_of(thing: Any) -> frozenset[str]:
+    """Every key that a class or function may read, as its modules' source has them."""
+    if inspect.isclass(thing):
+        names = {c.__module__ for c in inspect.getmro(thing) if _is_written(c)}
+    else:
+        names = {getattr(thing, "__module__", None) or "builtins"}
+    found: set[str] = set()
+    for name in names:
+        found |= _words_of_module(name)
+    return frozenset(found)
+
+
+def _is_written(cls: type) -> bool:
+    """Whether a class stands in the module that it names, as one put together by code does not."""
+    module = sys.modules.get(cls.__module__)
+    return "<locals>" in cls.__qualname__ or hasattr(module, cls.__qualname__.split(".")[0])
+
+
+@functools.cache
+def loop_words(section: Path) -> frozenset[str]:
+    """Every key of a section that BasicSR's loop reads, or this package's around it."""
+    named = "dataset" if section[:1] == ("datasets",) else section[-1] if section else ""
+    found = set(LOOP_KEYS.get(("datasets", "*") if named == "dataset" else section, ()))
+    for file in _loop_files():
+        of_data_set = file.parent.name == "data"
+        for receiver, key in _reads(file):
+            is_root = _ROOT.fullmatch(receiver) is not None
+            if is_root and of_data_set:
+                reads_section = named == "dataset"
+            elif named == "dataset":
+                reads_section = "dataset" in receiver or "data_opt" in receiver
+            elif not section:
+                reads_section = is_root
+            else:
+                reads_section = named in receiver and "dataset" not in receiver
+            if reads_section:
+                found.add(key)
+    return frozenset(found)
+
+
+def _loop_files() -> Iterator[File]:
+    import basicsr
+
+    for name in _LOOP_MODULES:
+        yield File(basicsr.__file__).parent / f"{name}.py"
+    for file in _PLUGIN.rglob("*.py"):
+        if not {"models", "preflight"} & set(file.relative_to(_PLUGIN).parts):
+            yield file
+
+
+@functools.cache
+def _words_of_module(name: str) -> frozenset[str]:
+    """Strings of a module, and of those in its package that it takes functions or classes from."""
+    found: set[str] = set()
+    open_names, seen = [name], set()
+    while open_names:
+        name = open_names.pop()
+        module = sys.modules.get(name)
+        if name in seen or module is None or name.partition(".")[0] in _FOREIGN:
+            continue
+        seen.add(name)
+        found |= _strings(module)
+        package = name.rpartition(".")[0]
+        for value in vars(module).values():
+            other = value.__name__ if isinstance(value, ModuleType) else None
+            other = other or getattr(value, "__module__", None)
+            if package and isinstance(other, str) and other.rpartition(".")[0] == package:
+                open_names.append(other)
+    return frozenset(found)
+
+
+def _strings(module: ModuleType) -> set[str]:
+    """Strings of a module; with `*` where only their beginning or end is told."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return set()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80:
+            found.add(node.value.replace("*", ""))
+        elif isinstance(node, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else "*" for p in node.values]
+            if re.fullmatch(r"[\w*]*\w{4}[\w*]*", "".join(parts)):
+                found.add("".join(parts))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            end = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            if isinstance(end, str) and re.search("opt|network|loss", end):
+                found |= {f"{end}*"} if node.func.attr == "startswith" else set()
+                found |= {f"*{end}"} if node.func.attr == "endswith" else set()
+    return found
+
+
+@functools.cache
+def _reads(file: File) -> tuple[tuple[str, str], ...]:
+    """What is read from, as the source has it, and the key, for each read in a file."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        source = key = None
+        if isinstance(node, ast.Subscript):
+            source, key = node.value, node.slice
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            source, key = node.comparators[0], node.left
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+            if node.func.attr in ("get", "pop", "setdefault"):
+                source, key = node.func.value, node.args[0]
+        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            found.append((ast.unparse(source), key.value))
+    return tuple(found)
+
+
+def parameters_of(
+    function: Callable[..., Any], skip: int = 0
+) -> tuple[dict[str, inspect.Parameter], bool] | None:
+    """Keywords of a callable, and whether it takes any others; None where Python cannot tell."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError):
+        return None
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,177 @@
+"""The pictures that a data set's folders, LMDBs and lists name: how many, in pairs, how large."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from esc_arch.plugin.preflight.table import is_number
+from esc_arch.plugin.preflight.wording import one_line
+
+# Pictures by content: nothing that would start another program, as EPS does.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+_LOOKED_AT = 8
+_FILES_ASKED_FOR = 2000
+
+
+class Unusable(Exception):  # noqa: N818
+    """What is wrong with a folder, LMDB or list, in one line."""
+
+
+@dataclass
+class Pictures:
+    """One side of a data set.
+
+    Attributes:
+        root: Its folder or LMDB.
+        names: Of the pictures, below the root; in an LMDB their keys.
+        known_sizes: Height and width where a list tells.
+    """
+
+    root: str
+    names: list[str]
+    known_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        """Height and width of a picture; None where it cannot be read."""
+        if self.known_sizes:
+            return self.known_sizes.get(name)
+        from PIL import Image
+
+        try:
+            with Image.open(os.path.join(self.root, name), formats=_FORMATS) as image:
+                return image.height, image.width
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+
+    def some(self) -> list[str]:
+        """Names of some pictures, from the first to the last; of all where sizes are known."""
+        return self.names if self.known_sizes else spread(self.names, _LOOKED_AT)
+
+
+def spread(things: list[Any], count: int) -> list[Any]:
+    """Some of a list, from the first to the last."""
+    if len(things) <= count:
+        return things
+    return [things[number * (len(things) - 1) // (count - 1)] for number in range(count)]
+
+
+def in_folder(root: str) -> Pictures:
+    """The files of a folder, as BasicSR finds them."""
+    root = os.path.expanduser(root)
+    with os.scandir(root) as entries:
+        names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
+    return Pictures(root, names)
+
+
+def in_lmdb(root: str) -> Pictures:
+    """The pictures that an LMDB's list tells of.
+
+    Raises:
+        Unusable: The list cannot be read.
+    """
+    pictures = Pictures(os.path.expanduser(root), [])
+    for line in _lines(os.path.join(pictures.root, "meta_info.txt"), one_line(root)):
+        name = line.split(".")[0]
+        size = re.search(r"\((\d{1,6}),\s*(\d{1,6})", line)
+        pictures.names.append(name)
+        if size:
+            pictures.known_sizes[name] = int(size[1]), int(size[2])
+    return pictures
+
+
+def in_list(path: str, root: str) -> Pictures:
+    """The pictures below a folder that a list names, one a line, as BasicSR reads them.
+
+    Raises:
+        Unusable: The list cannot be read, or a line of it names nothing.
+    """
+    root = os.path.expanduser(root)
+    lines = _lines(os.path.expanduser(path), one_line(path))
+    names = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            last = ", the last," if number == len(lines) else ""
+            raise Unusable(f"line {number}{last} is blank; remove it")
+        name = line.strip().split(" ")[0]
+        if "\t" in name or name.endswith(","):
+            raise Unusable(f"line {number}: a space must follow the name, not {name[-1:]!r}")
+        names.append(name)
+    for number, name in spread(list(enumerate(names, 1)), _FILES_ASKED_FOR):
+        if not os.path.isfile(os.path.join(root, name)):
+            raise Unusable(f"line {number}: {one_line(name)} is not below {one_line(root)}")
+    return Pictures(root, names)
+
+
+def _lines(path: str, shown: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise Unusable(f"{shown}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Unusable(f"{shown}: not text in UTF-8") from None
+    if lines and lines[0].startswith("\ufeff"):
+        raise Unusable(f"{shown}: line 1 starts with a byte order mark; save it without")
+    if not lines:
+        raise Unusable(f"{shown}: is empty; it must name pictures")
+    return lines
+
+
+def pair_problem(gt: Pictures, lq: Pictures, template: str) -> str | None:
+    """Why two sides are not of the same pictures; None if they are."""
+    if gt.known_sizes or lq.known_sizes:
+        if set(gt.names) == set(lq.names):
+            return None
+        odd = sorted(set(gt.names) ^ set(lq.names))
+        return (
+            f"holds other pictures than dataroot_gt: {len(gt.names)} there and {len(lq.names)} "
+            f"here, {one_line(odd[0])} only in one"
+        )
+    partners = [partner(name, template) for name in gt.names]
+    present = set(lq.names)
+    lacking = [pair for pair in zip(gt.names, partners, strict=True) if pair[1] not in present]
+    if lacking:
+        return (
+            f"{one_line(lq.root)} has no {one_line(lacking[0][1])}, the partner of "
+            f"{one_line(lacking[0][0])} in dataroot_gt ({len(lacking)} of {len(gt.names)} are "
+            f"missing; filename_tmpl is '{template}')"
+        )
+    if len(gt.names) != len(lq.names):
+        return (
+            f"has {len(lq.names)} files, but dataroot_gt has {len(gt.names)}: they must be as many"
+        )
+    return None
+
+
+def partner(name: str, template: str) -> str:
+    """Name of the LQ picture for a GT picture, as BasicSR makes it."""
+    stem, end = os.path.splitext(name)
+    return f"{template.format(stem)}{end}"
+
+
+def size_problem(
+    gt: tuple[int, int] | None, lq: tuple[int, int] | None, scale: Any, exact: bool
+) -> str | None:
+    """Why the sizes of a pair do not fit the scale; None if they do.
+
+    Args:
+        gt: Height and width of GT; None if it cannot be read.
+        lq: The same of LQ.
+        scale: The scale.
+        exact: Whether GT must be exactly so large; in validation BasicSR cuts GT to that.
+    """
+    if gt is None or lq is None:
+        return "or its partner in dataroot_gt is not a picture that can be read"
+    if not is_number(scale):
+        return None
+    fits = [
+        g == size * scale if exact else size * scale <= g < (size + 1) * scale
+        for g, size in zip(gt, lq, strict=True)
+    ]
+    if all(fits):
+        return None
+    return (
+        f"is {lq[1]} x {lq[0]}, but its partner in dataroot_gt {gt[1]} x {gt[0]}: that is not "
+        f"scale {scale}"
+    )

@@ -1,0 +1,299 @@
+"""BasicSR's own options: types and ranges, what its loop reads, and what must be there.
+
+Plugins add to the tables: `table.RULES.append(("train:teacher_weight", table.number(0)))`. Rules
+hold for keys that something reads, see `known`; the first that fits counts.
+"""
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from esc_arch.plugin.preflight.report import Path
+
+Rule = Callable[[Any], str | None]
+"""Takes a value and says what it must be, or None if it is right."""
+
+MAX_NAME_BYTES = 180
+"""File systems take 255; BasicSR adds the time, and what it archives a folder as."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def number(low: float = -math.inf, high: float = math.inf, above: bool = False) -> Rule:
+    """Rule: a number between two others, and not the lower one itself if `above`."""
+    limits = []
+    if low != -math.inf:
+        limits.append(f"above {low}" if above else f"at least {low}")
+    if high != math.inf:
+        limits.append(f"at most {high}")
+    wanted = ("must be a number " + " and ".join(limits)).rstrip()
+
+    def rule(value: Any) -> str | None:
+        right = is_number(value) and low <= value <= high and not (above and value == low)
+        return None if right else wanted
+
+    return rule
+
+
+class Whole:
+    """Rule: a whole number; 2.0 and BasicSR's own `!!float 5e3` are whole numbers too."""
+
+    is_whole = True
+
+    def __init__(self, low: int, high: int = 2**53) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, value: Any) -> str | None:
+        limits = f"at least {self.low}" if self.high == 2**53 else f"from {self.low} to {self.high}"
+        right = is_number(value) and self.low <= value <= self.high and value == int(value)
+        return None if right else f"must be a whole number {limits}"
+
+
+def truth(value: Any) -> str | None:
+    """Rule: true or false, or what BasicSR, which tests for truth, takes for that."""
+    right = isinstance(value, bool) or value is None or value in (0, 1)
+    return None if right else "must be true or false"
+
+
+def text(value: Any) -> str | None:
+    """Rule: text that is not empty."""
+    return None if isinstance(value, str) and value.strip() else "must be text"
+
+
+def name(value: Any) -> str | None:
+    """Rule: text that can name a folder."""
+    right = isinstance(value, str) and re.fullmatch(r"[^/\\\0\n]+", value) and value.strip(". ")
+    if not right:
+        return "must be text that can name a folder, without a slash"
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > MAX_NAME_BYTES:
+        return f"is too long for a folder: {size} bytes in UTF-8, at most {MAX_NAME_BYTES} fit"
+    return None
+
+
+def section(value: Any) -> str | None:
+    """Rule: a mapping."""
+    return None if isinstance(value, dict) else "must be a section, key: value"
+
+
+def list_of(item: Rule, length: int | None = None, what: str = "numbers") -> Rule:
+    """Rule: a list whose parts follow another rule."""
+
+    def rule(value: Any) -> str | None:
+        right = isinstance(value, list | tuple) and (length is None or len(value) == length)
+        if right and not any(item(part) for part in value):
+            return None
+        return f"must be a list of {f'{length} ' if length else ''}{what}"
+
+    return rule
+
+
+def span(value: Any) -> str | None:
+    """Rule: two numbers, the lower first."""
+    right = isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+    return None if right and value[0] <= value[1] else "must be two numbers, [low, high]"
+
+
+def one_of(*choices: Any) -> Rule:
+    """Rule: one of some values."""
+    wanted = "must be one of " + ", ".join("~" if c is None else str(c) for c in choices)
+    return lambda value: (
+        None if any(value == c and type(value) is type(c) for c in choices) else wanted
+    )
+
+
+def or_null(rule: Rule) -> Rule:
+    """Rule: another rule, or nothing."""
+
+    def optional(value: Any) -> str | None:
+        return None if value is None or value == "" else rule(value)
+
+    optional.is_whole = isinstance(rule, Whole)
+    return optional
+
+
+def template(value: Any) -> str | None:
+    """Rule: a template of file names. It is not filled in here: `{:>3000000000}` would be."""
+    fields = re.findall(r"\{[^}]*\}", value) if isinstance(value, str) else []
+    rest = re.sub(r"\{[^}]*\}", "", value) if fields else "{"
+    plain = all(re.fullmatch(r"\{0?(:[<>^]?\d{0,2}s?)?\}", field) for field in fields)
+    if plain and not set(rest) & set("{}"):
+        return None
+    return "must be text with {} for the file name, such as '{}x2'"
+
+
+def _num_gpu(value: Any) -> str | None:
+    right = value == "auto" or Whole(0)(value) is None
+    return None if right else "must be auto or a whole number at least 0"
+
+
+_PROBABILITY = number(0, 1)
+_PRECISION = one_of(False, True, None, "bfloat16", "float16")
+_DATA = "datasets:*:"
+
+RULES: list[tuple[str, Rule]] = [
+    ("name", name),
+    ("model_type", text),
+    ("scale", Whole(1)),
+    ("num_gpu", _num_gpu),
+    ("manual_seed", or_null(Whole(0, 2**32 - 65537))),
+    ("find_unused_parameters", truth),
+    *((key, section) for key in ("datasets", "datasets:*", "network_*", "path", "train")),
+    ("val", or_null(section)),
+    ("logger", section),
+    ("dist_params", section),
+    ("dist_params:backend", text),
+    ("dist_params:port", Whole(1, 65535)),
+    (_DATA + "name", name),
+    (_DATA + "type", text),
+    (_DATA + "io_backend", section),
+    (_DATA + "filename_tmpl", template),
+    (_DATA + "gt_size", or_null(Whole(1))),
+    (_DATA + "use_hflip", truth),
+    (_DATA + "use_rot", truth),
+    (_DATA + "num_worker_per_gpu", Whole(0, 4096)),
+    (_DATA + "batch_size_per_gpu", Whole(1, 65536)),
+    (_DATA + "dataset_enlarge_ratio", number(0, above=True)),
+    (_DATA + "prefetch_mode", one_of(None, "cpu", "cuda")),
+    (_DATA + "num_prefetch_queue", Whole(1)),
+    (_DATA + "pin_memory", truth),
+    (_DATA + "persistent_workers", truth),
+    (_DATA + "on_bad_sample", one_of("stop", "skip")),
+    (_DATA + "color", or_null(text)),
+    (_DATA + "mean", or_null(list_of(number()))),
+    (_DATA + "std", or_null(list_of(number()))),
+    (_DATA + "kernel_prob*", list_of(number(0))),
+    (_DATA + "kernel_list*", list_of(text, what="kernel names")),
+    (_DATA + "*sinc_prob*", _PROBABILITY),
+    (_DATA + "blur_sigma*", span),
+    (_DATA + "bet?g_range*", span),
+    (_DATA + "betap_range*", span),
+    ("resize_prob*", list_of(number(0), 3)),
+    *((f"{key}_range*", span) for key in ("resize", "noise", "poisson_scale", "jpeg")),
+    ("gaussian_noise_prob*", _PROBABILITY),
+    ("gray_noise_prob*", _PROBABILITY),
+    ("second_blur_prob", _PROBABILITY),
+    ("*gt_usm", truth),
+    ("gt_size", Whole(1)),
+    ("queue_size", Whole(1)),
+    ("high_order_degradation", truth),
+    ("path:strict_load_*", truth),
+    ("path:param_key_*", or_null(text)),
+    ("path:pretrain_network_*", or_null(text)),
+    ("path:resume_state", or_null(text)),
+    ("path:resume_schedule", one_of("state", "options")),
+    ("train:total_iter", Whole(1)),
+    ("train:warmup_iter", Whole(-1)),
+    ("train:ema_decay", _PROBABILITY),
+    ("train:net_d_iters", Whole(1)),
+    ("train:net_d_init_iters", Whole(0)),
+    ("train:optim_*", section),
+    ("train:optim_*:type", text),
+    ("train:optim_*:lr", number(0, above=True)),
+    ("train:optim_*:weight_decay", number(0)),
+    ("train:optim_*:betas", list_of(number(0, 1 - 2**-53), 2, "numbers from 0 to below 1")),
+    ("train:scheduler", section),
+    ("train:scheduler:type", text),
+    ("train:scheduler:milestones", list_of(Whole(0), what="iterations")),
+    ("train:scheduler:gamma", number(0, above=True)),
+    ("train:scheduler:periods", list_of(Whole(1), what="iterations")),
+    ("train:scheduler:restarts", list_of(Whole(0), what="iterations")),
+    ("train:scheduler:restart_weights", list_of(number(0))),
+    ("train:scheduler:eta_min", number(0)),
+    ("train:*_opt", or_null(section)),
+    ("train:grad_clip", or_null(number(0, above=True))),
+    ("train:use_grad_clip", truth),
+    ("train:max_bad_steps", Whole(1)),
+    ("use_amp", _PRECISION),
+    ("train:use_amp", _PRECISION),
+    ("val:val_freq", Whole(1)),
+    ("val:save_img", truth),
+    ("val:pbar", truth),
+    ("val:suffix", or_null(name)),
+    ("val:metrics", or_null(section)),
+    ("val:metrics:*", section),
+    ("val:metrics:*:crop_border", Whole(0, 4096)),
+    ("val:metrics:*:test_y_channel", truth),
+    ("val:metrics:*:better", one_of("higher", "lower")),
+    *((f"{above}tile", or_null(section)) for above in ("", "val:")),
+    *((f"{above}tile:tile_size", Whole(1)) for above in ("", "val:")),
+    *((f"{above}tile:tile_pad", Whole(0)) for above in ("", "val:")),
+    ("logger:print_freq", Whole(1)),
+    ("logger:save_checkpoint_freq", Whole(1)),
+    ("logger:keep_checkpoints", or_null(Whole(1))),
+    ("logger:use_tb_logger", truth),
+    ("logger:wandb", or_null(section)),
+    ("logger:wandb:project", or_null(text)),
+    ("logger:wandb:resume_id", or_null(text)),
+]
+
+FREE_TEXT = ("name", "*:name", "val:suffix", "logger:wandb:*", "path:*", _DATA + "data*")
+"""Where text that looks like a number is right."""
+
+LOOP_KEYS: dict[Path, tuple[str, ...]] = {
+    ("dist_params",): ("backend", "port"),
+    ("datasets", "*"): ("name", "type", "io_backend"),
+}
+"""Sections of which the loop's source does not name all keys that it reads."""
+
+IO_BACKENDS: dict[str, dict[str, Rule]] = {
+    "disk": {},
+    # Data sets set two more. `map_size` and the like, which lmdb takes, change the user's files.
+    "lmdb": {"readahead": truth, "lock": truth},
+}
+"""Keys of each `io_backend` beside `type`."""
+
+_PAIRS = ("dataroot_gt", "dataroot_lq", "io_backend")
+_PATCHES = ("gt_size", "use_hflip", "use_rot")
+_BLUR = ("blur_kernel_size", "kernel_list", "kernel_prob", "blur_sigma", "betag_range")
+_BLUR += ("betap_range", "sinc_prob")
+_NOISE = ("resize_prob", "resize_range", "gaussian_noise_prob", "noise_range")
+_NOISE += ("poisson_scale_range", "gray_noise_prob", "jpeg_range")
+
+DATA_REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "PairedImageDataset": (_PAIRS, _PATCHES),
+    "RealESRGANPairedDataset": (_PAIRS, _PATCHES),
+    "DownsampleImageDataset": (("dataroot_gt", "io_backend"), _PATCHES),
+    "SingleImageDataset": (("dataroot_lq", "io_backend"), ()),
+    "RealESRGANDataset": (
+        ("dataroot_gt", "io_backend", "use_hflip", "use_rot", "final_sinc_prob", *_BLUR)
+        + tuple(f"{key}2" for key in _BLUR),
+        (),
+    ),
+    "FFHQDataset": (("dataroot_gt", "io_backend", "use_hflip", "mean", "std"), ()),
+    "REDSDataset": ((*_PAIRS, "num_frame", "meta_info_file", "val_partition", *_PATCHES), ()),
+    "Vimeo90KDataset": ((*_PAIRS, "num_frame", "meta_info_file", *_PATCHES), ()),
+}
+"""What each of BasicSR's data sets, and of their subclasses, must have: always, to train on."""
+
+MODEL_REQUIRED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "SRModel": (("network_g",), ("train:optim_g", "train:scheduler", "train:scheduler:type")),
+    "SRGANModel": ((), ("network_d", "train:optim_d", "train:gan_opt")),
+    "RealESRNetModel": ((), ("gt_usm",)),
+    "RealESRGANModel": ((), ("l1_gt_usm", "percep_gt_usm", "gan_gt_usm")),
+    "StyleGAN2Model": (("network_g",), ("network_d", "train:optim_g", "train:optim_d")),
+}
+"""The same for models; what they need for their own degradation is in `DEGRADATION`."""
+
+DEGRADATION = ("scale", "gt_size", "second_blur_prob", *_NOISE, *(f"{key}2" for key in _NOISE))
+
+
+def matches(path: Path, pattern: str) -> bool:
+    """Whether a path fits a pattern, key by key; `*` stands for any text within one key."""
+    parts = pattern.split(":")
+    return len(parts) == len(path) and all(map(fnmatch.fnmatchcase, path, parts))
+
+
+def rule_of(path: Path) -> Rule | None:
+    """The rule for an option, if there is one."""
+    return next((rule for pattern, rule in RULES if matches(path, pattern)), None)

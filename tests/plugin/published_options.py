@@ -1,0 +1,608 @@
+"""Option files of the forms that people publish, written from facts: keys, types and values.
+
+Each is a template of a repository's files with what that repository changes in it. `training` and
+`testing` are what nearly all of them share.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+ESC = {
+    "type": "ESC",
+    "dim": 16,
+    "pdim": 8,
+    "kernel_size": 5,
+    "n_blocks": 1,
+    "conv_blocks": 1,
+    "window_size": 8,
+    "num_heads": 2,
+    "upscaling_factor": 4,
+}
+MSRRESNET = {
+    "type": "MSRResNet",
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "num_feat": 8,
+    "num_block": 1,
+    "upscale": 4,
+}
+RRDBNET = {
+    "type": "RRDBNet",
+    "num_in_ch": 3,
+    "num_out_ch": 3,
+    "num_feat": 8,
+    "num_block": 1,
+    "num_grow_ch": 4,
+}
+SWINIR = {
+    "type": "SwinIR",
+    "upscale": 4,
+    "in_chans": 3,
+    "img_size": 16,
+    "window_size": 8,
+    "img_range": 1.0,
+    "depths": [1],
+    "embed_dim": 12,
+    "num_heads": [2],
+    "mlp_ratio": 2,
+    "upsampler": "pixelshuffle",
+    "resi_connection": "1conv",
+}
+UNET_D = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 8, "skip_connection": True}
+VGG_D = {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 8, "input_size": 128}
+L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
+ADAM = {"type": "Adam", "lr": 2e-4, "weight_decay": 0, "betas": [0.9, 0.99]}
+GAN = {
+    "type": "GANLoss",
+    "gan_type": "vanilla",
+    "real_label_val": 1.0,
+    "fake_label_val": 0.0,
+    "loss_weight": 0.1,
+}
+PERCEPTUAL = {
+    "type": "PerceptualLoss",
+    "layer_weights": {"conv5_4": 1},
+    "vgg_type": "vgg19",
+    "use_input_norm": True,
+    "range_norm": False,
+    "perceptual_weight": 1.0,
+    "style_weight": 0,
+    "criterion": "l1",
+}
+PSNR = {"type": "calculate_psnr", "crop_border": 4, "test_y_channel": True}
+SSIM = {"type": "calculate_ssim", "crop_border": 4, "test_y_channel": True}
+DEGRADATION = {
+    "resize_prob": [0.2, 0.7, 0.1],
+    "resize_range": [0.15, 1.5],
+    "gaussian_noise_prob": 0.5,
+    "noise_range": [1, 30],
+    "poisson_scale_range": [0.05, 3],
+    "gray_noise_prob": 0.4,
+    "jpeg_range": [30, 95],
+    "second_blur_prob": 0.8,
+    "resize_prob2": [0.3, 0.4, 0.3],
+    "resize_range2": [0.3, 1.2],
+    "gaussian_noise_prob2": 0.5,
+    "noise_range2": [1, 25],
+    "poisson_scale_range2": [0.05, 2.5],
+    "gray_noise_prob2": 0.4,
+    "jpeg_range2": [30, 95],
+    "gt_size": 128,
+    "queue_size": 180,
+}
+KERNELS = ["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+BLUR = {
+    "blur_kernel_size": 21,
+    "kernel_list": KERNELS,
+    "kernel_prob": [0.45, 0.25, 0.12, 0.03, 0.12, 0.03],
+    "sinc_prob": 0.1,
+    "blur_sigma": [0.2, 3],
+    "betag_range": [0.5, 4],
+    "betap_range": [1, 2],
+    "blur_kernel_size2": 21,
+    "kernel_list2": KERNELS,
+    "kernel_prob2": [0.45, 0.25, 0.12, 0.03, 0.12, 0.03],
+    "sinc_prob2": 0.1,
+    "blur_sigma2": [0.2, 1.5],
+    "betag_range2": [0.5, 4],
+    "betap_range2": [1, 2],
+    "final_sinc_prob": 0.8,
+}
+
+
+def training() -> dict[str, Any]:
+    """A file to train x4 on pairs, as in BasicSR, HAT, SwinIR and many more."""
+    return copy.deepcopy(
+        {
+            "name": "train_SRx4_scratch",
+            "model_type": "SRModel",
+            "scale": 4,
+            "num_gpu": "auto",
+            "manual_seed": 0,
+            "datasets": {
+                "train": {
+                    "name": "DF2K",
+                    "type": "PairedImageDataset",
+                    "dataroot_gt": "gt",
+                    "dataroot_lq": "lq",
+                    "filename_tmpl": "{}",
+                    "io_backend": {"type": "disk"},
+                    "gt_size": 128,
+                    "use_hflip": True,
+                    "use_rot": True,
+                    "num_worker_per_gpu": 6,
+                    "batch_size_per_gpu": 2,
+                    "dataset_enlarge_ratio": 1,
+                    "prefetch_mode": None,
+                },
+                "val": {
+                    "name": "Set5",
+                    "type": "PairedImageDataset",
+                    "dataroot_gt": "gt",
+                    "dataroot_lq": "lq",
+                    "io_backend": {"type": "disk"},
+                },
+            },
+            "network_g": ESC,
+            "path": {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None},
+            "train": {
+                "ema_decay": 0.999,
+                "optim_g": ADAM,
+                "scheduler": {"type": "MultiStepLR", "milestones": [250000], "gamma": 0.5},
+                "total_iter": 500000,
+                "warmup_iter": -1,
+                "pixel_opt": L1,
+            },
+            "val": {"val_freq": 5e3, "save_img": False, "pbar": False, "metrics": {"psnr": PSNR}},
+            "logger": {
+                "print_freq": 100,
+                "save_checkpoint_freq": 5e3,
+                "use_tb_logger": False,
+                "wandb": {"project": None, "resume_id": None},
+            },
+            "dist_params": {"backend": "nccl", "port": 29500},
+        }
+    )
+
+
+def testing() -> dict[str, Any]:
+    """A file to test on benchmarks."""
+    return copy.deepcopy(
+        {
+            "name": "test_SRx4",
+            "model_type": "SRModel",
+            "scale": 4,
+            "num_gpu": 1,
+            "manual_seed": 0,
+            "datasets": {
+                "test_1": {
+                    "name": "Set5",
+                    "type": "PairedImageDataset",
+                    "dataroot_gt": "gt",
+                    "dataroot_lq": "lq",
+                    "io_backend": {"type": "disk"},
+                }
+            },
+            "network_g": ESC,
+            "path": {"pretrain_network_g": "net_g.pth", "strict_load_g": True},
+            "val": {"save_img": True, "suffix": None, "metrics": {"psnr": PSNR, "ssim": SSIM}},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Published:
+    """One option file.
+
+    Attributes:
+        name: Whose, and what is special about it.
+        change: Options that differ from the template, by path; ABSENT removes one.
+        errors: What each error must contain, in any order; none if it is expected to run.
+        warnings: The same for warnings.
+        test: Whether it is to test.
+    """
+
+    name: str
+    change: dict[str, Any]
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    test: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The content of the file."""
+        options = testing() if self.test else training()
+        for path, value in self.change.items():
+            *above, key = path.split(":")
+            section = options
+            for part in above:
+                section = section.setdefault(part, {})
+            if value is ABSENT:
+                section.pop(key, None)
+            else:
+                section[key] = copy.deepcopy(value)
+        return options
+
+
+ABSENT = object()
+_FOREIGN_MODEL = "if it is another repository's, install that as a plugin, or take SRModel or"
+_UNREAD = ": nothing reads this key"
+_SRGAN = {
+    "model_type": "SRGANModel",
+    "network_d": VGG_D,
+    "train:optim_d": ADAM,
+    "train:gan_opt": GAN,
+    "train:net_d_iters": 1,
+    "train:net_d_init_iters": 0,
+}
+_REAL = {
+    "model_type": "RealESRNetModel",
+    "gt_usm": True,
+    "datasets:train": {
+        "name": "DF2K+OST",
+        "type": "RealESRGANDataset",
+        "dataroot_gt": "gt",
+        "meta_info": "list.txt",
+        "io_backend": {"type": "disk"},
+        "use_hflip": True,
+        "use_rot": False,
+        "num_worker_per_gpu": 5,
+        "batch_size_per_gpu": 2,
+        "prefetch_mode": None,
+        **BLUR,
+    },
+    **DEGRADATION,
+}
+_REAL_GAN = {
+    **_REAL,
+    **_SRGAN,
+    "model_type": "RealESRGANModel",
+    "l1_gt_usm": True,
+    "percep_gt_usm": True,
+    "gan_gt_usm": False,
+    "gt_usm": ABSENT,
+    "network_d": UNET_D,
+}
+
+
+def foreign_model(name: str, test: bool = False, **change: Any) -> Published:
+    """A file whose only fault is that its model is another repository's."""
+    expected = (f"model_type: no model '{name}' is registered; {_FOREIGN_MODEL}",)
+    return Published(f"{name} {sorted(change)}", {"model_type": name, **change}, expected, (), test)
+
+
+def foreign_network(name: str, **options: Any) -> Published:
+    """A file whose only fault is that its network is another repository's."""
+    expected = f"network_g:type: no network '{name}' is registered; if it is another repository's,"
+    return Published(name, {"network_g": {"type": name, **options}}, (expected,))
+
+
+FILES = [
+    # What trains as it is.
+    Published("BasicSR MSRResNet", {"network_g": MSRRESNET}),
+    Published("BasicSR SRGAN", {**_SRGAN, "train:perceptual_opt": PERCEPTUAL}),
+    Published(
+        "BasicSR ESRGAN",
+        {**_SRGAN, "model_type": "ESRGANModel", "network_g": RRDBNET, "train:ldl_opt": None},
+    ),
+    Published("SwinIR classical", {"model_type": "SwinIRModel", "network_g": SWINIR}),
+    Published(
+        "SwinIR fine-tuned, two optimizers written once",
+        {"model_type": "SwinIRModel", "network_g": SWINIR, "train:total_iter": 250000},
+    ),
+    Published("Real-ESRNet", _REAL),
+    Published("Real-ESRGAN", {**_REAL_GAN, "train:perceptual_opt": PERCEPTUAL}),
+    Published(
+        "LDL with artifact loss",
+        {**_SRGAN, "train:ldl_opt": {"type": "L1Loss", "loss_weight": 1.0}, "scale": 4},
+    ),
+    Published(
+        "Restormer's clipping with ESCModel",
+        {"model_type": "ESCModel", "train:use_grad_clip": True},
+    ),
+    Published(
+        "NAFNet's optimizer",
+        {"train:optim_g": {"type": "AdamW", "lr": 1e-3, "weight_decay": 1e-3, "betas": [0.9, 0.9]}},
+    ),
+    Published(
+        "BasicSR cosine with restarts",
+        {
+            "train:scheduler": {
+                "type": "CosineAnnealingRestartLR",
+                "periods": [250000, 250000],
+                "restart_weights": [1, 1],
+                "eta_min": 1e-7,
+            }
+        },
+    ),
+    Published(
+        "two validation sets",
+        {"datasets:val_2": {**testing()["datasets"]["test_1"], "name": "Set14"}},
+    ),
+    Published("no validation", {"val": None, "datasets:val": ABSENT}),
+    Published("validation left out", {"val": ABSENT, "datasets:val": ABSENT}),
+    Published(
+        "numbers as floats", {"datasets:train:batch_size_per_gpu": 2.0, "train:total_iter": 5e5}
+    ),
+    Published("gt_size as a float", {"datasets:train:gt_size": 128.0}),
+    Published("nulls for truth", {"path:strict_load_g": None, "val:save_img": None}),
+    Published("ones for truth", {"datasets:train:use_hflip": 1, "datasets:train:use_rot": 0}),
+    Published(
+        "ECBSR on Y",
+        {
+            "network_g": {**MSRRESNET, "num_in_ch": 1, "num_out_ch": 1},
+            "datasets:train:color": "y",
+            "datasets:val:color": "y",
+        },
+    ),
+    # What trains, with a word about what has no effect.
+    Published(
+        "BasicSR use_shuffle", {"datasets:train:use_shuffle": True}, (), (f"use_shuffle{_UNREAD}",)
+    ),
+    Published(
+        "Restormer gt_sizes",
+        {"datasets:train:gt_sizes": [128, 160]},
+        (),
+        (f"train:gt_sizes{_UNREAD}",),
+    ),
+    Published("NAFNet use_vflip", {"datasets:train:use_vflip": True}, (), (f"use_vflip{_UNREAD}",)),
+    Published(
+        "Restormer progressive",
+        {
+            "datasets:train:mini_batch_sizes": [8, 5, 4],
+            "datasets:train:iters": [92000, 64000, 48000],
+            "datasets:train:geometric_augs": True,
+        },
+        (),
+        (f"mini_batch_sizes{_UNREAD}", f"train:iters{_UNREAD}", f"geometric_augs{_UNREAD}"),
+    ),
+    Published("HAT tile", {"tile": {"tile_size": 64, "tile_pad": 16}}, (), (f"tile{_UNREAD}",)),
+    Published(
+        "NAFNet use_grad_clip under SRModel",
+        {"train:use_grad_clip": True},
+        (),
+        (f"use_grad_clip{_UNREAD}",),
+    ),
+    Published("traiNNer use_amp under SRModel", {"use_amp": True}, (), (f"use_amp{_UNREAD}",)),
+    Published("traiNNer compile under SRModel", {"compile": True}, (), (f"compile{_UNREAD}",)),
+    Published("neosr accum_iter", {"train:accum_iter": 2}, (), (f"train:accum_iter{_UNREAD}",)),
+    Published(
+        "degradations jpeg_diff_range",
+        {"jpeg_diff_range": [-10, 10]},
+        (),
+        (f"jpeg_diff_range{_UNREAD}",),
+    ),
+    Published(
+        "a discriminator left over",
+        {"network_d": UNET_D, "train:optim_d": ADAM, "path:pretrain_network_d": None},
+        (),
+        (f"network_d{_UNREAD}", f"train:optim_d{_UNREAD}", f"path:pretrain_network_d{_UNREAD}"),
+    ),
+    Published(
+        "y_channel",
+        {"val:metrics:psnr": {"type": "calculate_psnr", "crop_border": 4, "y_channel": True}},
+        (),
+        ("calculate_psnr ignores this key; did you mean test_y_channel?",),
+    ),
+    Published("NIQE", {"val:metrics:niqe": {"type": "calculate_niqe", "crop_border": 4}}),
+    Published("experiments_root of the authors", {"path:experiments_root": "experiments"}),
+    Published(
+        "root left over", {"path:root": ABSENT, "rgb_range": 1.0}, (), (f"rgb_range{_UNREAD}",)
+    ),
+    # What would train something else than asked for.
+    Published(
+        "MPRNet edge_opt",
+        {"train:edge_opt": {"type": "EdgeLoss", "loss_weight": 0.05}},
+        (f"train:edge_opt{_UNREAD}",),
+    ),
+    Published(
+        "ssim_opt",
+        {"train:ssim_opt": {"type": "SSIMLoss", "loss_weight": 0.1}},
+        (f"train:ssim_opt{_UNREAD}",),
+    ),
+    Published("gan_opt under SRModel", {"train:gan_opt": GAN}, (f"train:gan_opt{_UNREAD}",)),
+    Published(
+        "seed",
+        {"seed": 10, "manual_seed": ABSENT},
+        ("seed: nothing reads this key; here it is manual_seed",),
+    ),
+    Published("train manual_seed", {"train:manual_seed": 0}, (f"train:manual_seed{_UNREAD}",)),
+    Published(
+        "MMSR pretrain_model_G",
+        {"path": {"pretrain_model_G": "x.pth"}},
+        ("makes a folder of it; here it is path: pretrain_network_g",),
+    ),
+    Published(
+        "MMSR root", {"path:root": "/data/x"}, (f"path:root{_UNREAD}, and BasicSR makes a folder",)
+    ),
+    Published("SwinIR strict_load", {"path:strict_load": False}, (f"path:strict_load{_UNREAD}",)),
+    # What is another repository's.
+    foreign_model("HATModel", tile={"tile_size": 512, "tile_pad": 32}),
+    foreign_model("DATModel"),
+    foreign_model("ATDModel"),
+    foreign_model("SRFormerModel"),
+    foreign_model("MambaIRModel"),
+    foreign_model("CATANetModel"),
+    foreign_model("RGTModel"),
+    foreign_model("EDSRModel"),
+    foreign_model("ImageRestorationModel", **{"train:mixup": True}),
+    foreign_model("ImageCleanModel", **{"train:mixing_augs": {"mixup": True}}),
+    foreign_model("UpscaleModel"),
+    foreign_model("FeMaSRModel", **{"train:codebook_opt": {"loss_weight": 1.0}}),
+    Published(
+        "RankSRGANModel",
+        {"model_type": "RankSRGANModel", "train:rank_opt": {"type": "RankLoss"}},
+        ("no model 'RankSRGANModel' is registered", "no loss 'RankLoss' is registered"),
+    ),
+    foreign_model("CodeFormerModel", **{"train:codebook_opt": {"loss_weight": 1.0}}),
+    foreign_model("GFPGANModel", **{"path:pretrain_network_identity": None}),
+    foreign_model("HATModel", test=True),
+    foreign_model("DATModel", test=True, use_chop=False),
+    foreign_network("HAT", upscale=4, in_chans=3, window_size=16, embed_dim=180),
+    foreign_network("DAT", upscale=4, split_size=[8, 32], embed_dim=180),
+    foreign_network("XATD", upscale=4),
+    foreign_network("XSRFormer", upscale=4),
+    foreign_network("MambaIR", upscale=4, d_state=16),
+    foreign_network("NAFNet", width=32, enc_blk_nums=[1, 1]),
+    foreign_network("Restormer", inp_channels=3, dim=48),
+    foreign_network("CATANet", upscale=4),
+    foreign_network("XHiT_SRF", upscale=4),
+    Published(
+        "LPIPSLoss",
+        {"train:pixel_opt:type": "LPIPSLoss"},
+        ("no loss 'LPIPSLoss' is registered; if it is another",),
+    ),
+    Published(
+        "PSNRLoss",
+        {"train:pixel_opt": {"type": "PSNRLoss", "loss_weight": 1, "reduction": "mean"}},
+        ("no loss 'PSNRLoss' is registered; if it is another",),
+    ),
+    Published(
+        "L2Loss",
+        {"train:pixel_opt:type": "L2Loss"},
+        ("no loss 'L2Loss' is registered; if it is another",),
+    ),
+    Published(
+        "Restormer's scheduler",
+        {
+            "train:scheduler": {
+                "type": "CosineAnnealingRestartCyclicLR",
+                "periods": [92000, 208000],
+                "restart_weights": [1, 1],
+                "eta_mins": [0.0003, 0.000001],
+            }
+        },
+        ("MultiStepRestartLR, not 'CosineAnnealingRestartCyclicLR'",),
+    ),
+    Published(
+        "NAFNet's scheduler",
+        {"train:scheduler": {"type": "TrueCosineAnnealingLR", "T_max": 400000, "eta_min": 1e-7}},
+        ("not 'TrueCosineAnnealingLR'",),
+    ),
+    Published(
+        "LQGT data of MMSR",
+        {"datasets:train:type": "LQGTDataset"},
+        ("no data set 'LQGTDataset' is registered; if it is another",),
+    ),
+    Published(
+        "Dataset_PairedImage of Restormer",
+        {"datasets:train:type": "Dataset_PairedImage"},
+        ("no data set 'Dataset_PairedImage' is registered; if it is",),
+    ),
+    # What ends in the middle, or before it starts.
+    Published("scale forgotten", {"scale": ABSENT}, ("scale: missing",)),
+    Published(
+        "cosine too short",
+        {
+            "train:scheduler": {
+                "type": "CosineAnnealingRestartLR",
+                "periods": [100000],
+                "eta_min": 1e-7,
+            }
+        },
+        ("periods: end after 100000 iterations, but total_iter is 500000",),
+    ),
+    Published(
+        "discriminator of 128 for patches of 96",
+        {**_SRGAN, "datasets:train:gt_size": 96},
+        ("network_d:input_size: is 128, but gt_size is 96",),
+    ),
+    Published(
+        "patches beyond the pictures",
+        {"datasets:train:gt_size": 4096},
+        ("gt_size: 4096 is more than",),
+    ),
+    Published(
+        "psnr of tensors",
+        {"val:metrics:psnr": {"type": "calculate_psnr_pt", "crop_border": 4}},
+        ("calculate_psnr_pt fails on a picture",),
+    ),
+    Published(
+        "psnr without GT",
+        {
+            "datasets:val": {
+                "name": "real",
+                "type": "SingleImageDataset",
+                "dataroot_lq": "lq",
+                "io_backend": {"type": "disk"},
+            }
+        },
+    ),
+    Published(
+        "grey for three channels",
+        {"datasets:train:color": "y"},
+        ("datasets:train:color: y gives pictures of one channel",),
+    ),
+    Published(
+        "two roots",
+        {"datasets:train:dataroot_gt": ["gt", "gt"], "datasets:train:dataroot_lq": ["lq", "lq"]},
+        ("dataroot_gt: must be one path, not a list", "dataroot_lq: must be one path, not a list"),
+    ),
+    Published(
+        "one name twice",
+        {"datasets:val_2": testing()["datasets"]["test_1"]},
+        ("datasets:val_2:name: 'Set5' is datasets:val's name too",),
+    ),
+    Published(
+        "Real-ESRNet without a list",
+        {**_REAL, "datasets:train": {**_REAL["datasets:train"], "meta_info": None}},
+    ),
+    Published(
+        "unknown layer",
+        {**_SRGAN, "train:perceptual_opt": {**PERCEPTUAL, "layer_weights": {"conv5_5": 1}}},
+        ("layer_weights:conv5_5: no such layer in vgg19",),
+    ),
+    Published(
+        "border beyond the picture",
+        {"val:metrics:psnr:crop_border": 200},
+        ("crop_border: 200 leaves nothing of",),
+    ),
+    Published(
+        "memcached",
+        {"datasets:train:io_backend": {"type": "memcached", "sys_path": "."}},
+        ("io_backend:type: memcached is refused",),
+    ),
+    Published(
+        "lmdb that may grow",
+        {
+            "datasets:train:io_backend": {"type": "lmdb", "map_size": 10**12},
+            "datasets:train:dataroot_gt": "gt.lmdb",
+            "datasets:train:dataroot_lq": "lq.lmdb",
+        },
+        (
+            "io_backend:map_size: lmdb takes no such key",
+            "dataroot_gt: no such LMDB",
+            "dataroot_lq: no such LMDB",
+        ),
+    ),
+    # Testing.
+    Published("ESC as published", {"path:param_key_g": "params_ema"}, test=True),
+    Published("no suffix in the file", {"val:suffix": ABSENT}, test=True),
+    Published("an empty suffix", {"val:suffix": ""}, test=True),
+    Published("SwinIR test", {"model_type": "SwinIRModel", "network_g": SWINIR}, test=True),
+    Published(
+        "unknown weights",
+        {"path:param_key_g": "params-ema"},
+        ("has no 'params-ema', only params, params_ema; did you mean params_ema?",),
+        test=True,
+    ),
+    Published(
+        "no weights",
+        {"path:pretrain_network_g": None},
+        ("path:pretrain_network_g: missing: the network would be random",),
+        test=True,
+    ),
+    Published(
+        "a section of validation that is null",
+        {"val": None},
+        ("val: must be a section",),
+        test=True,
+    ),
+    Published(
+        "SwinIR tile in a test",
+        {"tile": {"tile_size": 64, "tile_pad": 8}},
+        (),
+        (f"tile{_UNREAD}",),
+        test=True,
+    ),
+]

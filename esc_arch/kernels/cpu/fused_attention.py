@@ -10,6 +10,7 @@ from torch import Tensor
 from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.kernels.cpu import operators
+from esc_arch.kernels.operator import operator
 from esc_arch.ops.attention import attend_in_windows, naive
 from esc_arch.ops.faults import attention_fault, same_shape_fault, shape_fault
 from esc_arch.ops.windows import pad_to_multiple
@@ -106,7 +107,7 @@ def _function_for(
     return partial(function, cpu_kernels.vector_width()), Tensor.float
 
 
-@torch.library.custom_op("esc::window_attention", mutates_args=(), device_types="cpu")
+@operator("esc::window_attention", "cpu")
 def window_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ def window_attention_forward(
     return out.to(q.dtype), log_sums
 
 
-@window_attention_forward.register_fake
+@torch.library.register_fake(window_attention_forward)
 def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> tuple[Tensor, ...]:
     _check(q, k, v, bias_table, window_size)
     heads = bias_table.shape[0]
@@ -156,7 +157,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> 
     return out, q.new_empty(count, heads, window_size**2, dtype=torch.float32)
 
 
-@torch.library.custom_op("esc::window_attention_backward", mutates_args=(), device_types="cpu")
+@operator("esc::window_attention_backward", "cpu")
 def window_attention_backward(
     q: Tensor,
     k: Tensor,
@@ -193,7 +194,7 @@ def window_attention_backward(
     return *grads, grad_table[:, : bias_table.shape[1]].contiguous()
 
 
-@window_attention_backward.register_fake
+@torch.library.register_fake(window_attention_backward)
 def _(
     q: Tensor,
     k: Tensor,
@@ -226,4 +227,4 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     return operators.gradients(ctx, _formula, kernel, (*inputs, ctx.window_size), grad_out)
 
 
-window_attention_forward.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd(window_attention_forward, _backward, setup_context=_save)

@@ -9,6 +9,7 @@ from torch import Tensor
 from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.kernels.cpu import operators
+from esc_arch.kernels.operator import operator
 from esc_arch.ops import convolutions
 from esc_arch.ops.faults import conv_attn_layers_fault, conv_fault, same_shape_fault, taps_fault
 from esc_arch.ops.geometry import embed_kernel
@@ -68,7 +69,7 @@ def _check_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> None:
     operators.check("esc::symmetric_conv_weight", (x, grad_out), fault)
 
 
-@torch.library.custom_op("esc::symmetric_conv", mutates_args=(), device_types="cpu")
+@operator("esc::symmetric_conv", "cpu")
 def symmetric_conv(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     """Compute `ops.long_range_dynamic_conv` from `distinct_taps` of the large kernel.
 
@@ -102,13 +103,13 @@ def _symmetric_conv(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) 
     return out
 
 
-@symmetric_conv.register_fake
+@torch.library.register_fake(symmetric_conv)
 def _(x: Tensor, taps: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     _check(x, taps, kernels, kernel_size)
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("esc::symmetric_conv_weight", mutates_args=(), device_types="cpu")
+@operator("esc::symmetric_conv_weight", "cpu")
 def symmetric_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of `symmetric_conv`'s taps and kernels; shapes as there."""
     _check_weight(x, grad_out, kernel_size)
@@ -135,7 +136,7 @@ def _symmetric_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> tup
     return grad_taps, grad_kernels
 
 
-@symmetric_conv_weight.register_fake
+@torch.library.register_fake(symmetric_conv_weight)
 def _(x: Tensor, grad_out: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     _check_weight(x, grad_out, kernel_size)
     batch, channels = x.shape[:2]
@@ -170,7 +171,7 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return operators.gradients(ctx, _formula, kernel, inputs, grad_out)
 
 
-symmetric_conv.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd(symmetric_conv, _backward, setup_context=_save)
 
 
 def _takes(x: Tensor, *_: Any) -> bool:
@@ -202,7 +203,7 @@ def _check_conv_attn(
     operators.check("esc::conv_attn", (x, large_kernel, kernels, aggr, aggr_bias), fault)
 
 
-@torch.library.custom_op("esc::conv_attn", mutates_args=(), device_types="cpu")
+@operator("esc::conv_attn", "cpu")
 def fused_conv_attn(
     x: Tensor,
     large_kernel: Tensor,
@@ -298,7 +299,7 @@ def _tiles_of_taps(large_kernel: Tensor, kernels: Tensor) -> Tensor:
     return cpu_kernels.operand_tiles(rows.unflatten(2, (-1, 2)).flatten(3, 4))
 
 
-@fused_conv_attn.register_fake
+@torch.library.register_fake(fused_conv_attn)
 def _(x: Tensor, large_kernel: Tensor, kernels: Tensor, aggr: Tensor, aggr_bias: Tensor) -> Tensor:
     _check_conv_attn(x, large_kernel, kernels, aggr, aggr_bias)
     return torch.empty_like(x, memory_format=torch.channels_last)
@@ -312,4 +313,4 @@ def _backward_conv_attn(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]
     return operators.gradients(ctx, _conv_attn_formula, None, ctx.saved_tensors, grad_out)
 
 
-fused_conv_attn.register_autograd(_backward_conv_attn, setup_context=_save_conv_attn)
+torch.library.register_autograd(fused_conv_attn, _backward_conv_attn, setup_context=_save_conv_attn)

@@ -9,6 +9,7 @@ from torch import Tensor
 from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.kernels.cpu import operators
+from esc_arch.kernels.operator import operator
 from esc_arch.ops.faults import conv_ffn_fault, same_shape_fault
 
 # Rows and columns.
@@ -42,7 +43,7 @@ def _check(x: Tensor, *weights: Tensor) -> None:
 
 
 @choose.register("conv_ffn", "cpu", takes=_takes)
-@torch.library.custom_op("esc::conv_ffn", mutates_args=(), device_types="cpu")
+@operator("esc::conv_ffn", "cpu")
 def fused_conv_ffn(
     x: Tensor,
     proj: Tensor,
@@ -133,7 +134,7 @@ def _pack(
     return weights, cpu_kernels.CConvFfn(*pointers, **sizes)
 
 
-@fused_conv_ffn.register_fake
+@torch.library.register_fake(fused_conv_ffn)
 def _(x: Tensor, *weights: Tensor) -> Tensor:
     _check(x, *weights)
     return torch.empty_like(x, memory_format=torch.channels_last)
@@ -145,7 +146,7 @@ def _check_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> None:
     operators.check("esc::conv_ffn_backward", (grad_out, x, *weights), fault)
 
 
-@torch.library.custom_op("esc::conv_ffn_backward", mutates_args=(), device_types="cpu")
+@operator("esc::conv_ffn_backward", "cpu")
 def fused_conv_ffn_backward(
     grad_out: Tensor,
     x: Tensor,
@@ -191,7 +192,7 @@ def _conv_ffn_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[T
     return grad_x, *(grad.clone(memory_format=torch.contiguous_format) for grad in grads)
 
 
-@fused_conv_ffn_backward.register_fake
+@torch.library.register_fake(fused_conv_ffn_backward)
 def _(grad_out: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     _check_backward(grad_out, x, *weights)
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
@@ -206,4 +207,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return operators.gradients(ctx, _formula, fused_conv_ffn_backward, ctx.saved_tensors, grad_out)
 
 
-fused_conv_ffn.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd(fused_conv_ffn, _backward, setup_context=_save)

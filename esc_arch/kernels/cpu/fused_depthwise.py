@@ -8,6 +8,7 @@ from torch import Tensor
 from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.kernels.cpu import operators
+from esc_arch.kernels.operator import operator
 from esc_arch.ops import convolutions
 from esc_arch.ops.faults import depthwise_fault, same_shape_fault
 
@@ -24,7 +25,7 @@ def _check_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> None:
 
 
 @choose.register("separable_dynamic_conv", "cpu")
-@torch.library.custom_op("esc::depthwise_conv", mutates_args=(), device_types="cpu")
+@operator("esc::depthwise_conv", "cpu")
 def depthwise_conv(x: Tensor, kernels: Tensor) -> Tensor:
     """Compute `ops.separable_dynamic_conv`; the result has its channels last.
 
@@ -50,13 +51,13 @@ def _depthwise_conv(x: Tensor, kernels: Tensor) -> Tensor:
     return out
 
 
-@depthwise_conv.register_fake
+@torch.library.register_fake(depthwise_conv)
 def _(x: Tensor, kernels: Tensor) -> Tensor:
     _check(x, kernels)
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("esc::depthwise_conv_weight", mutates_args=(), device_types="cpu")
+@operator("esc::depthwise_conv_weight", "cpu")
 def depthwise_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> Tensor:
     """Return the gradient of `depthwise_conv`'s kernels."""
     _check_weight(x, grad_out, kernel_size)
@@ -79,7 +80,7 @@ def _depthwise_conv_weight(x: Tensor, grad_out: Tensor, kernel_size: int) -> Ten
     return grad_kernels
 
 
-@depthwise_conv_weight.register_fake
+@torch.library.register_fake(depthwise_conv_weight)
 def _(x: Tensor, grad_out: Tensor, kernel_size: int) -> Tensor:
     _check_weight(x, grad_out, kernel_size)
     return x.new_empty(*x.shape[:2], kernel_size, kernel_size)
@@ -102,4 +103,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     return operators.gradients(ctx, formula, kernel, ctx.saved_tensors, grad_out)
 
 
-depthwise_conv.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd(depthwise_conv, _backward, setup_context=_save)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from esc_arch.kernels.cpu.operators import gradients
+from esc_arch.kernels.operator import operator
 from esc_arch.ops.attention import attend_in_windows, naive
 from esc_arch.ops.bias import relative_position_bias_backward
 from esc_arch.ops.faults import attention_fault
@@ -184,7 +185,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
         raise ValueError(f"esc::triton_window_attention: {fault}")
 
 
-@torch.library.custom_op("esc::triton_window_attention", mutates_args=())
+@operator("esc::triton_window_attention", "cuda", "cpu")
 def triton_window_attention(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -229,7 +230,7 @@ def triton_window_attention(
     return out, log_sums
 
 
-@triton_window_attention.register_fake
+@torch.library.register_fake(triton_window_attention)
 def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> tuple[Tensor, ...]:
     _check(q, k, v, bias_table, window_size)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
@@ -237,7 +238,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> 
     return out, q.new_empty(sums, dtype=torch.float32)
 
 
-@torch.library.custom_op("esc::triton_window_attention_backward", mutates_args=())
+@operator("esc::triton_window_attention_backward", "cuda", "cpu")
 def triton_window_attention_backward(
     q: Tensor,
     k: Tensor,
@@ -370,7 +371,7 @@ def _origins(q: Tensor, out: Tensor, w: int) -> Tensor:
     return torch.stack([*offsets, rows, columns], dim=-1).view(-1, 4)
 
 
-@triton_window_attention_backward.register_fake
+@torch.library.register_fake(triton_window_attention_backward)
 def _(
     q: Tensor,
     k: Tensor,
@@ -408,4 +409,4 @@ def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     return gradients(ctx, formula, kernel, (*inputs, ctx.window_size), grad_out)
 
 
-triton_window_attention.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd(triton_window_attention, _backward, setup_context=_save)

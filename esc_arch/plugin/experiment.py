@@ -1,8 +1,10 @@
 """The folder of a run: nobody else's meanwhile, and what was there before lost to no mistake."""
 
 import contextlib
+import errno
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ class ExperimentFolder:
             self.lock(opt)
             _refuse_own_files(opt, opt_file, root)
         before = _archives(root)
-        make_exp_dirs(opt)
+        _once_a_second(make_exp_dirs, opt)
         if opt["rank"] == 0:
             self._renamed += [(path, root) for path in _archives(root) - before]
             self.lock(opt)
@@ -54,7 +56,7 @@ class ExperimentFolder:
         """BasicSR's `mkdir_and_rename`, noted for `restore`."""
         root = Path(path)
         before = _archives(root)
-        mkdir_and_rename(path)
+        _once_a_second(mkdir_and_rename, path)
         self._renamed += [(path, root) for path in _archives(root) - before]
 
     def lock(self, opt: dict[str, Any]) -> None:
@@ -106,6 +108,17 @@ class ExperimentFolder:
 
 def _root(opt: dict[str, Any]) -> Path:
     return Path(opt["path"]["experiments_root" if opt["is_train"] else "results_root"])
+
+
+def _once_a_second(rename: Callable[[Any], None], argument: Any) -> None:
+    """Let BasicSR rename a folder to a name with the time in it, in seconds, that nobody has."""
+    try:
+        rename(argument)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        time.sleep(1)
+        rename(argument)
 
 
 def _archives(root: Path) -> set[Path]:

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "model_type": "ESCModel",
     "num_gpu": 0,

@@ -16,6 +16,8 @@ from esc_arch.plugin.preflight import check_options
 from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = Path(__file__).parents[2] / "options"
 FILES = sorted(path.stem for path in OPTIONS.glob("*.yml"))
 FLASHBIAS = ("attn_type", "flashbias_rank")

@@ -10,6 +10,14 @@ from typing import Any
 import torch
 import wrapt
 
+# They define the operators, which must be there first.
+from esc_arch.kernels.cpu import (  # noqa: F401
+    fused_attention,
+    fused_conv_attn,
+    fused_conv_ffn,
+    fused_depthwise,
+)
+
 Shape = Sequence[int]
 
 

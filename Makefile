@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow"
 
-test-all: test-pythons $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test
 	$(PYTEST)
 
 # The oldest of everything that is supported, on the oldest Python of it that is installed.

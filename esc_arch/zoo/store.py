@@ -5,6 +5,7 @@ the older file or the new one, never half of one. Reading checks every byte's ch
 `torch.load` does not, and loads tensors and plain containers only.
 """
 
+import codecs
 import io
 import os
 import pickle
@@ -25,6 +26,9 @@ from esc_arch.zoo.content import check_zip, kind_of, safetensors_metadata
 
 TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(r"\.esc-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
+
+# PyTorch 2.4 takes bytes, which a pickle makes of text by this function, for code; newer ones know.
+torch.serialization.add_safe_globals([codecs.encode])
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def shape_fault(name: str, tensor: Tensor, wanted: Sequence[int]) -> str | None:
 
 
 def same_shape_fault(name: str, tensor: Tensor, other: Tensor) -> str | None:
-    """Check that a tensor has another's shape."""
-    return shape_fault(name, tensor, other.shape)
+    """Check that a tensor has the shape of features x, and that these are features."""
+    return _features_fault("x", other) or shape_fault(name, tensor, other.shape)
 
 
 def _features_fault(name: str, tensor: Tensor) -> str | None:

@@ -96,6 +96,18 @@ def test_what_does_not_fit_is_refused_before_memory_is_read(name, data):
 
 
 @pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("change", [lambda x: x[..., None], lambda x: x[0]], ids=["more", "less"])
+def test_another_rank_is_refused_though_all_tensors_agree(name, change):
+    operator = getattr(torch.ops.esc, name)
+    args = [change(a) if isinstance(a, torch.Tensor) else a for a in RIGHT[name]]
+    real = outcome(operator, args)
+    assert isinstance(real, str) and real.startswith("esc::")
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+        assert outcome(operator, fake) == real
+
+
+@pytest.mark.parametrize("name", RIGHT)
 def test_what_fits_is_computed_in_real_and_fake_alike(name):
     operator, args = getattr(torch.ops.esc, name), RIGHT[name]
     real = outcome(operator, args)

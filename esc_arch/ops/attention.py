@@ -252,7 +252,7 @@ def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k:
         out = flash(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=1.0)
         out = out.transpose(1, 2)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        out = _in_known_layout(F.scaled_dot_product_attention(q, k, v, scale=1.0))
     return out[..., :head_dim]
 
 
@@ -291,7 +291,18 @@ def flashbias_self_attention(
 
 def _sdpa_forward(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
     bias = relative_position_bias(bias_table, window_size).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+    return _in_known_layout(F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0)))
+
+
+def _in_known_layout(out: Tensor) -> Tensor:
+    """Copy what torch's attention returns, in graphs, which keep the strides they were made with.
+
+    Its strides depend on which of its kernels runs, thus in PyTorch 2.4 on whether gradients are
+    wanted, and an export may be made without and called with them.
+    """
+    if torch.compiler.is_compiling():
+        return out.clone(memory_format=torch.contiguous_format)
+    return out
 
 
 @functools.cache

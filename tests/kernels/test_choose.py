@@ -73,7 +73,9 @@ def test_no_trace_or_export_holds_a_kernel(name, attn_type):
     with torch.no_grad():
         expected = network(x) if attn_type != "Fused" else None
     for other in (traced, exported.module()) if expected is not None else ():
-        torch.testing.assert_close(other(x), expected, atol=1e-5, rtol=1e-4)
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(other(x), expected, atol=1e-5, rtol=1e-4)
 
 
 def count(function):

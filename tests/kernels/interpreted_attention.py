@@ -13,6 +13,7 @@ from torch import Tensor
 
 from esc_arch.archs import ESC
 from esc_arch.kernels import choose
+from esc_arch.kernels.gpu import layouts
 from esc_arch.kernels.gpu import window_attention as gpu
 from esc_arch.ops.attention import naive
 from esc_arch.ops.windows import in_windows, pad_to_multiple
@@ -164,7 +165,7 @@ def test_reflection_is_folded_as_autograd_folds_it(height: int, width: int) -> N
     padded = pad_to_multiple(x, 8)
     grad = torch.randn_like(padded)
     padded.backward(grad)
-    torch.testing.assert_close(gpu.fold_reflection(grad, height, width), x.grad)
+    torch.testing.assert_close(layouts.fold_reflection(grad, height, width), x.grad)
 
 
 def test_a_network_runs_through_the_kernels() -> None:

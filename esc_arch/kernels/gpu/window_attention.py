@@ -5,26 +5,29 @@ channels last: nothing is cut into windows, padded or transposed in memory, and 
 completed by reflection as they are read.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from esc_arch.kernels.cpu.operators import gradients
+from esc_arch.kernels.gpu.layouts import (
+    LOG2_E,
+    bias_tiles,
+    fold_reflection,
+    origins_of,
+    sums_of,
+)
 from esc_arch.kernels.operator import operator
 from esc_arch.ops.attention import attend_in_windows, naive
 from esc_arch.ops.bias import relative_position_bias_backward
 from esc_arch.ops.faults import attention_fault
 
-LOG2_E = math.log2(math.e)
 LARGEST_WINDOW = 96
 LARGEST_HEAD = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The gradient of the bias is summed for as many heads at a time as fit into this many values.
 BIAS_VALUES = 2**26
-# log2 of the sum of exponentials of a query that is outside of the image: no weight is left.
-OUTSIDE = 30000.0
 
 
 class Launch(NamedTuple):
@@ -80,50 +83,6 @@ def can_run(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
     """Tell whether the kernels take windows of features (B, C, H, W) of that size."""
     head_dim = x.shape[1] // bias_table.shape[0]
     return 2 <= window_size <= LARGEST_WINDOW and head_dim <= LARGEST_HEAD
-
-
-def bias_tiles(bias_table: Tensor, window_size: int) -> Tensor:
-    """Lay a table out so that the biases of a row of queries and a row of keys are a tile.
-
-    Args:
-        bias_table: (heads, (2w - 1)^2).
-        window_size: Side w of a window in pixels.
-
-    Returns:
-        (heads, 2w - 1, w, w) in float32, times log2(e): row distance, query column, key column.
-    """
-    heads, w = bias_table.shape[0], window_size
-    grid = bias_table.float().view(heads, 2 * w - 1, 2 * w - 1) * LOG2_E
-    return grid.unfold(2, w, 1).flip(2).contiguous()
-
-
-def fold_reflection(padded: Tensor, height: int, width: int) -> Tensor:
-    """Add the gradients of pixels that continue a feature map to those of the pixels they repeat.
-
-    Args:
-        padded: (B, C, H', W') with H' >= H and W' >= W, continued by reflection.
-        height: H.
-        width: W.
-
-    Returns:
-        (B, C, H, W), of the same values in the same order of sums each time.
-    """
-    for dim, size in ((-2, height), (-1, width)):
-        total = padded.narrow(dim, 0, size).clone()
-        start, mirrored = size, True
-        while start < padded.shape[dim]:
-            # One more turn of the reflection: size - 1 pixels, the last one excluded.
-            length = min(max(size - 1, 1), padded.shape[dim] - start)
-            part = padded.narrow(dim, start, length)
-            if size == 1:
-                total += part
-            elif mirrored:
-                total.narrow(dim, size - 1 - length, length).add_(part.flip(dim))
-            else:
-                total.narrow(dim, 1, length).add_(part)
-            start, mirrored = start + length, not mirrored
-        padded = total
-    return padded
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -304,7 +263,7 @@ def triton_window_attention_backward(
     sizes, constants = _arguments(q, grad_out, heads, w, launch)
     sizes = [*sizes[:2], *sizes[3:5], *sizes[6:]]
     scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
-    origins = _origins(q, grad_out, w)
+    origins = origins_of(q, grad_out, w)
     at_once = max(1, min(heads, BIAS_VALUES // pixels**2))
     grad_tables = []
     for first in range(0, heads, at_once):
@@ -318,57 +277,6 @@ def triton_window_attention_backward(
         grad_tables.append(relative_position_bias_backward(grad_bias, w))
     grad_table = torch.cat(grad_tables).to(bias_table.dtype)
     return grad_q, grad_k, grad_v, grad_table
-
-
-def sums_of(log_sums: Tensor, out: Tensor, grad_out: Tensor) -> Tensor:
-    """What is taken from a query's scores and from their gradients, for the matrix units to take.
-
-    Args:
-        log_sums: log2 of each query's sum of exponentials (windows, heads, w * w).
-        out: Results (B, heads * D, H, W).
-        grad_out: Their gradients.
-
-    Returns:
-        (windows, heads, w * w, 16) in the dtype of `out`. Of each query, minus its log2 in the
-        first three columns, so large outside the image that no weight is left; and minus the
-        product of its result with its gradient in three columns from the eighth on. The values of
-        three columns add up to one of 24 bits.
-    """
-    batch, _, height, width = out.shape
-    windows, heads, pixels = log_sums.shape
-    w = math.isqrt(pixels)
-    products = (out.float() * grad_out.float()).view(batch, heads, -1, height, width).sum(2)
-    inside = _in_windows(torch.ones_like(products), w) > 0
-    sums = out.new_zeros((windows, heads, pixels, 16))
-    for first, value in (
-        (8, _in_windows(products, w)),
-        (0, torch.where(inside, log_sums, OUTSIDE)),
-    ):
-        rest = -value
-        for column in range(first, first + 3):
-            sums[..., column] = rest
-            rest = rest - sums[..., column].float()
-    return sums
-
-
-def _in_windows(x: Tensor, w: int) -> Tensor:
-    """Cut (B, heads, H, W) into (windows, heads, w * w), completed by zeros."""
-    heads, height, width = x.shape[1:]
-    x = torch.nn.functional.pad(x, (0, -width % w, 0, -height % w))
-    x = x.unflatten(3, (-1, w)).unflatten(2, (-1, w))
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads, w * w)
-
-
-def _origins(q: Tensor, out: Tensor, w: int) -> Tensor:
-    """Of each window: its offsets in `q` and in `out`, its first row and its first column."""
-    batch, _, height, width = q.shape
-    tops = torch.arange(0, height, w, device=q.device)
-    lefts = torch.arange(0, width, w, device=q.device)
-    images, rows, columns = torch.meshgrid(
-        torch.arange(batch, device=q.device), tops, lefts, indexing="ij"
-    )
-    offsets = [images * x.stride(0) + rows * x.stride(2) + columns * x.stride(3) for x in (q, out)]
-    return torch.stack([*offsets, rows, columns], dim=-1).view(-1, 4)
 
 
 @torch.library.register_fake(triton_window_attention_backward)

@@ -612,7 +612,7 @@ def mutated_options(
         if change == "replace":
             # A later change may fall within it, and some are the same object each time.
             section[key] = copy.deepcopy(draw(VALUES))
-        elif change == "misspell":
+        elif change == "misspell" and isinstance(key, str):  # Not what was renamed before.
             position = draw(st.integers(0, len(key) - 1)) if key else 0
             section[key[:position] + key[position + 1 :]] = value
         elif change == "rename":

@@ -88,6 +88,7 @@ def test_a_finding_can_be_passed_by_but_not_what_is_unsafe(
     assert (tmp_path / "experiments" / "tiny" / "models" / "net_g_latest.pth").is_file()
 
 
+@pytest.mark.parametrize("root", ["experiments", "elsewhere"])
 @pytest.mark.parametrize(
     "change, expected",
     [
@@ -106,6 +107,7 @@ def test_a_finding_can_be_passed_by_but_not_what_is_unsafe(
 def test_a_state_of_another_optimizer_or_schedule_is_refused_before_the_start(
     change: dict,
     expected: str | None,
+    root: str,
     write_train_options: WriteOptions,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,10 +115,12 @@ def test_a_state_of_another_optimizer_or_schedule_is_refused_before_the_start(
     monkeypatch.chdir(tmp_path)
     optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
     schedule = {"milestones": {3: 1}, "last_epoch": 2}
-    state = Path("experiments/tiny/training_states/2.state")
+    state = Path(root, "tiny/training_states/2.state")
     state.parent.mkdir(parents=True)
     content = {"iter": 2, "epoch": 0, "optimizers": [optimizer.state_dict()]}
     torch.save({**content, "schedulers": [schedule]}, state)
+    if root != "experiments":
+        change = {**change, "path:experiments_root": root}
     path = write_train_options(change)
     for found in (
         check_options(path, auto_resume=True).errors,

@@ -160,7 +160,7 @@ def _build(
         if largest is not None and abs(options[largest]) > 4096:
             report.error((key, largest), f"{show(options[largest])} is too large to build")
     except (PermissionError, NotImplementedError):
-        pass
+        pass  # What `quietly` forbids, and what weights without memory cannot do, prove no fault.
     except FileNotFoundError as error:
         report.error((key,), f"no such file: {one_line(error.filename)}")
     except Exception as error:

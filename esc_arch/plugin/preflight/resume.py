@@ -24,7 +24,7 @@ def check_resume(report: Report, auto_resume: bool) -> None:
         report: The options.
         auto_resume: Whether the newest state of the experiment is meant.
     """
-    state = _newest(report.get("name")) if auto_resume else report.get("path", "resume_state")
+    state = _newest(report) if auto_resume else report.get("path", "resume_state")
     if not isinstance(state, str | File) or not os.path.isfile(os.path.expanduser(state)):
         return
     try:
@@ -63,10 +63,11 @@ def check_resume(report: Report, auto_resume: bool) -> None:
         )
 
 
-def _newest(name: Any) -> File | None:
-    if not isinstance(name, str):
+def _newest(report: Report) -> File | None:
+    name, root = report.get("name"), report.get("path", "experiments_root") or "experiments"
+    if not isinstance(name, str) or not isinstance(root, str):
         return None
-    folder = File("experiments", name, "training_states")
+    folder = File(os.path.expanduser(root), name, "training_states")
     states = [file for file in folder.glob("*.state") if re.fullmatch(r"\d+", file.stem)]
     return max(states, key=lambda file: int(file.stem), default=None)
 

@@ -26,7 +26,7 @@ import esc_arch  # noqa: F401
 from esc_arch.prepare.images import encode_png, list_images, read_image
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.subimages import Cutting, cut_into_sub_images, find_sources, pack_sub_images
-from esc_arch.study.speed.report import describe
+from esc_arch.study.speed.results import describe
 
 # isort: split
 # Importable only once esc_arch has mended it.

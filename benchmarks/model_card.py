@@ -13,7 +13,7 @@ import cv2
 import yaml
 
 from esc_arch.cli.demo import DATA, compare, draw, print_table
-from esc_arch.prepare.demo import prepare_demo
+from esc_arch.prepare.demo_data import prepare_demo
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = "ESC_light_x2_BSD"

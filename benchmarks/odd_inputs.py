@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from esc_arch.inference.pictures import open_picture, read_picture
+from esc_arch.inference.picture_files import open_picture, read_picture
 
 misses = 0
 

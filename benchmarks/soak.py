@@ -32,7 +32,7 @@ import yaml
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 from esc_arch.errors import UserError
-from esc_arch.study.speed.report import describe
+from esc_arch.study.speed.results import describe
 from esc_arch.zoo.store import load_state
 
 NAME = "soak"

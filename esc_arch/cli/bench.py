@@ -172,7 +172,7 @@ def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: 
 def _networks(args: argparse.Namespace) -> int:
     from esc_arch.study.speed.contenders import flops
     from esc_arch.study.speed.jobs import NetworkJob
-    from esc_arch.study.speed.report import add_speedups, format_table, save, timing_columns
+    from esc_arch.study.speed.results import add_speedups, format_table, save, timing_columns
 
     contenders = _contenders(args)
     facts = _facts(args.device, args.threads)
@@ -213,7 +213,7 @@ def _networks(args: argparse.Namespace) -> int:
 def _attention(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError
     from esc_arch.study.speed.jobs import ATTENTIONS, AttentionJob
-    from esc_arch.study.speed.report import add_speedups, save, timing_columns
+    from esc_arch.study.speed.results import add_speedups, save, timing_columns
 
     backends = args.backends or list(ATTENTIONS)
     for name in backends:
@@ -246,7 +246,7 @@ def _attention(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from esc_arch.study.speed.jobs import TrainingJob
-    from esc_arch.study.speed.report import add_speedups, timing_columns
+    from esc_arch.study.speed.results import add_speedups, timing_columns
 
     contenders = _contenders(args)
     facts = _facts(args.device, args.threads)
@@ -271,7 +271,7 @@ def _check(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError
     from esc_arch.study.speed.contenders import parse_contender
     from esc_arch.study.speed.exactness import check_attention, check_networks
-    from esc_arch.study.speed.report import save
+    from esc_arch.study.speed.results import save
 
     for name in args.models:
         contender = parse_contender(name)
@@ -295,7 +295,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _finish(args: argparse.Namespace, rows: list[dict[str, Any]], facts: dict[str, Any]) -> int:
-    from esc_arch.study.speed.report import format_table, save
+    from esc_arch.study.speed.results import format_table, save
 
     paths = save(args.out, rows, facts)
     print(f"\n{format_table(rows)}\n\nwrote {paths[0]} and {paths[1]}")
@@ -349,7 +349,7 @@ def _baseline(
 
 def _facts(device: str, threads: int | None) -> dict[str, Any]:
     from esc_arch.study.speed.measure import set_up_process
-    from esc_arch.study.speed.report import describe
+    from esc_arch.study.speed.results import describe
 
     set_up_process(threads)
     facts = describe(device)

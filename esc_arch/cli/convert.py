@@ -194,7 +194,7 @@ def _check_output(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> Non
 def _photograph(path: Path | None) -> "Tensor":
     import torch
 
-    from esc_arch.inference.pictures import read_picture
+    from esc_arch.inference.picture_files import read_picture
 
     if path is None:
         import skimage.data

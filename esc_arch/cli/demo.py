@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from esc_arch.children import basicsr_command
     from esc_arch.cli.pipeline import need_basicsr
     from esc_arch.errors import UserError
-    from esc_arch.prepare.demo import prepare_demo
+    from esc_arch.prepare.demo_data import prepare_demo
 
     need_basicsr()
 

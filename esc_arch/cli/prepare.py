@@ -219,7 +219,7 @@ def _benchmarks(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from esc_arch.prepare.demo import prepare_demo
+    from esc_arch.prepare.demo_data import prepare_demo
 
     prepare_demo(args.out)
 

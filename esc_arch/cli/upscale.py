@@ -169,7 +169,7 @@ def _compare(source: Path, target: Path, tally: "_Tally") -> None:
     """Write bicubic and the result side by side, beside the result."""
     from esc_arch.errors import UserError, printable
     from esc_arch.inference.encoding import encode
-    from esc_arch.inference.pictures import Picture
+    from esc_arch.inference.picture_files import Picture
     from esc_arch.study.comparison import side_by_side
     from esc_arch.zoo.store import write_atomically
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from esc_arch.errors import UserError
 from esc_arch.inference.metadata import Metadata, resolution_chunk, upright_exif
-from esc_arch.inference.pictures import Picture, vips_or_none
+from esc_arch.inference.picture_files import Picture, vips_or_none
 from esc_arch.inference.png_chunks import ChunkWriter, icc_chunk, stored_png
 
 # Format -> what its files end in; the first is what results get.

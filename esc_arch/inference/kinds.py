@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from esc_arch.errors import UserError, printable
-from esc_arch.inference.pictures import Picture
+from esc_arch.inference.picture_files import Picture
 
 if TYPE_CHECKING:
     import PIL.Image

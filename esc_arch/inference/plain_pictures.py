@@ -9,13 +9,13 @@ import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.pictures import Picture, Source, source_in_memory
+from esc_arch.inference.picture_files import Picture, Source, source_in_memory
 
 _told = False
 
 
 def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
-    """As `pictures.open_picture`, of 8-bit PNG, JPEG, WebP and BMP only.
+    """As `picture_files.open_picture`, of 8-bit PNG, JPEG, WebP and BMP only.
 
     Raises:
         UserError: One line; another kind says that libvips is what reads it.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.encoding import SUFFIXES, Encoding
-from esc_arch.inference.pictures import PICTURE_SUFFIXES, open_picture
+from esc_arch.inference.picture_files import PICTURE_SUFFIXES, open_picture
 from esc_arch.inference.work import Job
 from esc_arch.zoo.store import sweep
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
-from esc_arch.inference.pictures import Picture, Source, source_in_memory
+from esc_arch.inference.picture_files import Picture, Source, source_in_memory
 from esc_arch.inference.tiling import (
     Tiling,
     global_pools,
@@ -43,7 +43,7 @@ class Upscaler:
         tile: Side of tiles in LR pixels; 0 for whole pictures; None for whole ones up to
             `LARGEST_WHOLE` pixels and tiles of `DEFAULT_TILE` beyond.
         tile_pad: Margin of tiles in LR pixels; None for two windows, with which seams stay below
-            1/255 on photographs (benchmarks/tiling.py).
+            1/255 on photographs (benchmarks/tile_differences.py).
         model_card: What the checkpoint says of itself.
 
     Attributes:

@@ -12,7 +12,7 @@ import torch
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.encoding import Encoding, save_rows
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.pictures import Picture, Source, open_picture
+from esc_arch.inference.picture_files import Picture, Source, open_picture
 from esc_arch.zoo.store import replacing
 
 if TYPE_CHECKING:

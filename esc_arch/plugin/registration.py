@@ -101,7 +101,7 @@ def _register_networks(_: ModuleType) -> None:
     from basicsr.utils.registry import ARCH_REGISTRY
 
     from esc_arch.archs import NETWORKS
-    from esc_arch.archs.foreign import FOREIGN_NAMES
+    from esc_arch.archs.foreign_networks import FOREIGN_NAMES
     from esc_arch.plugin.peers import PEERS
 
     for name, network in {**NETWORKS, **FOREIGN_NAMES, **PEERS}.items():

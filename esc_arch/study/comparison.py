@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from esc_arch.errors import UserError
-from esc_arch.inference.pictures import read_picture
+from esc_arch.inference.picture_files import read_picture
 from esc_arch.prepare.imresize import imresize
 
 

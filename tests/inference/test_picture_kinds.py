@@ -12,7 +12,7 @@ from PIL import Image
 
 from esc_arch.errors import UserError
 from esc_arch.inference.encoding import Encoding, encode
-from esc_arch.inference.pictures import Picture, iterate_rows, open_picture, read_picture
+from esc_arch.inference.picture_files import Picture, iterate_rows, open_picture, read_picture
 
 tifffile = pytest.importorskip("tifffile")
 

@@ -17,7 +17,7 @@ import esc_arch
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.inference.encoding import encode
-from esc_arch.inference.pictures import Picture, open_picture, read_picture
+from esc_arch.inference.picture_files import Picture, open_picture, read_picture
 from esc_arch.inference.transparency import fill_hidden
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.zoo.identify import build_on_meta

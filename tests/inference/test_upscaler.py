@@ -18,7 +18,7 @@ from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.inference.encoding import encode
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.pictures import Picture, read_picture
+from esc_arch.inference.picture_files import Picture, read_picture
 from esc_arch.inference.planning import Naming, plan_jobs
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.inference.work import Job, run_job

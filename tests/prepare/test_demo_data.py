@@ -4,7 +4,7 @@ import pytest
 import skimage.data
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.demo import TRAINING_PHOTOGRAPHS, photograph, prepare_demo
+from esc_arch.prepare.demo_data import TRAINING_PHOTOGRAPHS, photograph, prepare_demo
 from esc_arch.prepare.imresize import imresize
 
 # isort: split

@@ -17,7 +17,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 import esc_arch
 from esc_arch.errors import UserError
 from esc_arch.study.complexity import count_parameters
-from esc_arch.study.speed import exactness, measure, report
+from esc_arch.study.speed import exactness, measure, results
 from esc_arch.study.speed.contenders import PEERS, Contender, flops, parse_contender
 from esc_arch.study.speed.jobs import AttentionJob, NetworkJob, TrainingJob
 from esc_arch.study.speed.measure import Prepared
@@ -238,8 +238,8 @@ def test_the_table_leaves_out_empty_columns_and_keeps_reasons():
         {"model": "A", "latency_ms": 2.0, "cuda_mb": None, "note": None, "seconds": [0.002]},
         {"model": "B", "latency_ms": None, "cuda_mb": None, "note": "broken", "seconds": []},
     ]
-    report.add_speedups(rows, rows[0])
-    lines = report.format_table(rows).splitlines()
+    results.add_speedups(rows, rows[0])
+    lines = results.format_table(rows).splitlines()
     assert lines[0].split() == ["|", "model", "|", "latency_ms", "|", "speedup", "|", "note", "|"]
     assert lines[2].split() == ["|", "A", "|", "2", "|", "1", "|", "|"]
     assert lines[3].split() == ["|", "B", "|", "|", "|", "broken", "|"]

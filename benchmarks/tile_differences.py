@@ -1,6 +1,6 @@
 """How far tiles are from the whole image, with the weights that ship, on photographs.
 
-    python benchmarks/tiling.py
+    python benchmarks/tile_differences.py
 
 prints Markdown: the difference of the results in levels of 8 bits (1/255), with what ConvAttn pools
 shared among the tiles, as the package does, and with each tile on its own.
@@ -14,7 +14,7 @@ import torch
 import esc_arch  # noqa: F401  (registers)
 from esc_arch.inference.tiling import global_pools, super_resolve_tiled
 from esc_arch.ops.windows import pad_to_multiple
-from esc_arch.prepare.demo import photograph
+from esc_arch.prepare.demo_data import photograph
 from esc_arch.zoo.catalogue import default_model
 from esc_arch.zoo.loading import load_network
 

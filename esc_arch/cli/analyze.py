@@ -226,7 +226,7 @@ def _save(args: argparse.Namespace, name: str, png: bytes, figures: dict) -> Non
     import json
 
     from esc_arch.errors import UserError
-    from esc_arch.zoo.store import write_atomically
+    from esc_arch.whole_files import write_atomically
 
     try:
         write_atomically(args.output / f"{name}.png", png)

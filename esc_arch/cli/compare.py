@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--output {args.output}: must end in {', '.join(SUFFIXES)}")
     import_plugins()
     from esc_arch.study.comparison import draw_crops, make_panels, most_different
-    from esc_arch.zoo.store import write_atomically
+    from esc_arch.whole_files import write_atomically
 
     panels, border = make_panels(
         list(zip(names, args.results, strict=True)), args.reference, args.lr

@@ -263,8 +263,9 @@ def _names(args: argparse.Namespace) -> int:
 
 def _write(path: Path, params: "dict[str, dict[str, Tensor]]", metadata: dict[str, str]) -> None:
     from esc_arch.errors import UserError
+    from esc_arch.whole_files import write_atomically
     from esc_arch.zoo.params import PARAM_KEYS
-    from esc_arch.zoo.store import save_state, write_atomically
+    from esc_arch.zoo.store import save_state
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

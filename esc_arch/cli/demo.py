@@ -233,7 +233,7 @@ def draw(
 
     from matplotlib.figure import Figure
 
-    from esc_arch.zoo.store import write_atomically
+    from esc_arch.whole_files import write_atomically
 
     rows = len(comparisons)
     heights = [3.1] * rows + [2.6] * (curves is not None)

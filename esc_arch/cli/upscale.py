@@ -171,7 +171,7 @@ def _compare(source: Path, target: Path, tally: "_Tally") -> None:
     from esc_arch.inference.encoding import encode
     from esc_arch.inference.picture_files import Picture
     from esc_arch.study.comparison import side_by_side
-    from esc_arch.zoo.store import write_atomically
+    from esc_arch.whole_files import write_atomically
 
     file = target.with_name(f"{target.stem}_compare.png")
     try:

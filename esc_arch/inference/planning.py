@@ -11,7 +11,7 @@ from esc_arch.errors import UserError, printable
 from esc_arch.inference.encoding import SUFFIXES, Encoding
 from esc_arch.inference.picture_files import PICTURE_SUFFIXES, open_picture
 from esc_arch.inference.work import Job
-from esc_arch.zoo.store import sweep
+from esc_arch.whole_files import sweep
 
 # Names that somebody means as a picture's, though results cannot be written so.
 _OTHER_FORMATS = frozenset(

@@ -13,7 +13,7 @@ from esc_arch.errors import UserError, printable
 from esc_arch.inference.encoding import Encoding, save_rows
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.picture_files import Picture, Source, open_picture
-from esc_arch.zoo.store import replacing
+from esc_arch.whole_files import replacing
 
 if TYPE_CHECKING:
     from esc_arch.inference.upscaler import Upscaler, Watch

@@ -35,7 +35,7 @@ from esc_arch.plugin.experiment import ExperimentFolder
 from esc_arch.plugin.models.durable import build_durable_model
 from esc_arch.plugin.process_watch import ProcessWatch, is_lost_process, lost_process
 from esc_arch.plugin.run_data import RunData
-from esc_arch.zoo.store import remove_temporary_files
+from esc_arch.whole_files import remove_temporary_files
 
 # SLURM sends SIGUSR1 ahead of preemption where it is asked to; Windows has none.
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")

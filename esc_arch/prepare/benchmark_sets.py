@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import BadInputs, encode_png, find_images, read_image, write_atomically
+from esc_arch.prepare.images import BadInputs, encode_png, find_images, read_image
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.known_sets import BENCHMARK_SETS
 from esc_arch.prepare.parallel import run_jobs
+from esc_arch.whole_files import write_atomically
 
 # Folders that hold a set's HR images, best first; "" is the set's own folder.
 _HR_FOLDERS = ("HR", "GT", "original", "GTmod12", "image_SRF_2", "image_SRF_4", "")

@@ -7,8 +7,9 @@ import numpy as np
 
 from esc_arch.errors import UserError
 from esc_arch.prepare.benchmark_sets import prepare_set
-from esc_arch.prepare.images import encode_png, write_atomically
+from esc_arch.prepare.images import encode_png
 from esc_arch.prepare.subimages import Cutting, find_sources, pack_sub_images
+from esc_arch.whole_files import write_atomically
 
 TRAINING_PHOTOGRAPHS = (
     "astronaut",

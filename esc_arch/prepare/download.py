@@ -4,18 +4,25 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from esc_arch.errors import UserError, printable
+from esc_arch.whole_files import open_resumable, write_atomically
 
 # As much as a cut connection may lose.
 _CHUNK = 1 << 16
 _TIMEOUT = 30
 # Twice DIV2K's archive: a server may send without end.
 LARGEST = 8 << 30
+# No tag of a server is longer.
+_LONGEST_TAG = 1000
 _RANGE = re.compile(r"bytes (?P<first>\d+)-\d+/(?P<total>\d+)")
 # What asking again does not mend.
 _HOPELESS = (
@@ -26,8 +33,30 @@ _HOPELESS = (
 )
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is put up with.
+
+    Attributes:
+        retries: Connections in a row that may fail without bringing much.
+        wait: Seconds before the first new try; doubled at each.
+        lowest_rate: Bytes a second below which a connection has failed: a server that sends a byte
+            now and then would otherwise hold a run for years.
+        window: Seconds over which the rate is measured.
+    """
+
+    retries: int = 5
+    wait: float = 1.0
+    lowest_rate: float = 1000
+    window: float = 60.0
+
+
 class _WrongPart(requests.ConnectionError):
     """Other bytes than those asked for; asking again may bring the right ones."""
+
+
+class _TooSlow(requests.ConnectionError):
+    """Less than the lowest rate."""
 
 
 def download(
@@ -35,9 +64,8 @@ def download(
     path: str | Path,
     sha256: str | None = None,
     progress: bool = True,
-    retries: int = 5,
-    wait: float = 1.0,
     largest: int = LARGEST,
+    patience: Patience | None = None,
 ) -> str:
     """Download a file, going on where a cut connection or an earlier run stopped.
 
@@ -49,9 +77,8 @@ def download(
         path: Where the file goes; missing folders are made.
         sha256: Checksum the file must have, in hexadecimal; None takes any.
         progress: Show a bar with rate and remaining time on stderr.
-        retries: Connections in a row that may fail without bringing a byte.
-        wait: Seconds before the first new try; doubled at each.
         largest: Bytes that the file may have.
+        patience: When to give up.
 
     Returns:
         SHA-256 of the file, in hexadecimal.
@@ -62,27 +89,21 @@ def download(
     """
     path = Path(path)
     try:
-        if not path.exists():
+        if path.exists():
+            digest = file_sha256(path)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
-            try:
-                _fetch(url, partial, progress, retries, wait, largest)
-            finally:
-                if partial.exists() and partial.stat().st_size == 0:
-                    partial.unlink()
-                    _tag_file(partial).unlink(missing_ok=True)
-            digest = file_sha256(partial)
+            digest = _fetch(url, partial, progress, largest, patience or Patience())
             if sha256 is not None and digest != sha256.lower():
-                partial.unlink()
-                _tag_file(partial).unlink(missing_ok=True)
+                _remove(partial)
                 raise UserError(
                     f"{url}: the download has SHA-256 {digest}, not {sha256.lower()}; it was "
                     "removed, try again or use another address"
                 )
-            partial.rename(path)
-            _tag_file(partial).unlink(missing_ok=True)
+            partial.replace(path)
+            _remove(partial)
             return digest
-        digest = file_sha256(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     if sha256 is not None and digest != sha256.lower():
@@ -94,10 +115,14 @@ def download(
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        return _sha256(file)
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -105,41 +130,78 @@ def _tag_file(partial: Path) -> Path:
     return partial.with_name(partial.name + ".tag")
 
 
-def _fetch(
-    url: str, partial: Path, progress: bool, retries: int, wait: float, largest: int
-) -> None:
+def _remove(partial: Path) -> None:
+    partial.unlink(missing_ok=True)
+    _tag_file(partial).unlink(missing_ok=True)
+
+
+def _tag(partial: Path) -> str | None:
+    """What the server called the file that was begun; None where nothing says so."""
+    path = _tag_file(partial)
+    # Of a link it would send a part of what that leads to.
+    if not path.is_file() or path.is_symlink() or path.stat().st_nlink > 1:
+        return None
+    with path.open("rb") as file:
+        tag = file.read(_LONGEST_TAG).decode("latin-1")
+    return tag if tag.isprintable() else None
+
+
+def _fetch(url: str, partial: Path, progress: bool, largest: int, patience: Patience) -> str:
+    """Get all of a file, in as many connections as it takes; returns its SHA-256."""
     failures = 0
-    with requests.Session() as session, partial.open("ab") as file:
-        # Ranges of a compressed transfer would not be ranges of the file.
-        session.headers["Accept-Encoding"] = "identity"
-        while True:
-            before = file.tell()
-            try:
-                _fetch_rest(session, url, file, _tag_file(partial), progress, largest)
-                file.flush()
-                os.fsync(file.fileno())
-                if file.tell() == 0:
-                    raise UserError(f"{url}: the server sent an empty file")
-                return
-            except _HOPELESS as error:
-                raise UserError(f"{url}: cannot be downloaded: {printable(error)}") from None
-            except requests.RequestException as error:
-                failures = 1 if file.tell() > before else failures + 1
-                if failures > retries:
-                    kept = "what was downloaded is kept, " if file.tell() else ""
-                    raise UserError(
-                        f"{url}: {_reason(error)}; {kept}run the same command again to go on"
-                    ) from None
-                time.sleep(wait * 2 ** (failures - 1))
+    try:
+        file = open_resumable(partial)
+    except OSError as error:
+        raise UserError(f"{printable(partial)}: {error.strerror}") from None
+    try:
+        with requests.Session() as session, file:
+            # Ranges of a compressed transfer would not be ranges of the file.
+            session.headers["Accept-Encoding"] = "identity"
+            while True:
+                before = file.seek(0, os.SEEK_END)
+                try:
+                    _fetch_rest(session, url, file, partial, progress, largest, patience)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    if file.tell() == 0:
+                        raise UserError(f"{url}: the server sent an empty file")
+                    # Of what was written, whatever has become of the name meanwhile.
+                    file.seek(0)
+                    return _sha256(file)
+                except _HOPELESS as error:
+                    raise UserError(f"{url}: cannot be downloaded: {printable(error)}") from None
+                except requests.RequestException as error:
+                    slow = isinstance(error, _TooSlow)
+                    brought = 0 if slow else file.tell() - before
+                    failures = 1 if brought >= _CHUNK else failures + 1
+                    if failures > patience.retries:
+                        kept = "what was downloaded is kept, " if file.tell() else ""
+                        raise UserError(
+                            f"{url}: {_reason(error)}; {kept}run the same command again to go on"
+                        ) from None
+                    time.sleep(patience.wait * 2 ** (failures - 1))
+    finally:
+        if partial.is_file() and partial.stat().st_size == 0:
+            _remove(partial)
 
 
-def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool, largest: int) -> None:
+def _fetch_rest(
+    session: requests.Session,
+    url: str,
+    file: BinaryIO,
+    partial: Path,
+    progress: bool,
+    largest: int,
+    patience: Patience,
+) -> None:
     """Append what is missing of the file; start over where the server has a newer one."""
+    tag_file = _tag_file(partial)
     headers = {}
     offset = file.tell()
-    if offset and tag_file.exists():
+    begun = _tag(partial)
+    if offset and begun is not None:
         # With If-Range the server sends the whole file when it is no longer the one begun.
-        headers = {"Range": f"bytes={offset}-", "If-Range": tag_file.read_text()}
+        headers = {"Range": f"bytes={offset}-", "If-Range": begun}
     with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         if response.status_code == 416:
             if response.headers.get("Content-Range") == f"bytes */{offset}":
@@ -169,23 +231,22 @@ def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool, largest
             tag = response.headers.get("ETag", "")
             if not tag or tag.startswith("W/"):
                 tag = response.headers.get("Last-Modified", "")
-            if tag:
-                tag_file.write_text(tag)
+            if tag and len(tag) < _LONGEST_TAG:
+                write_atomically(tag_file, tag.encode("latin-1", "replace"))
             else:
                 tag_file.unlink(missing_ok=True)
         if total is not None and total > largest:
             raise UserError(f"{url}: {total} bytes, more than the {largest} that it may have")
-        name = Path(file.name).name.removesuffix(".partial")
         with tqdm(
             total=total,
             initial=offset,
-            desc=name,
+            desc=partial.name.removesuffix(".partial"),
             unit="B",
             unit_scale=True,
             unit_divisor=1024,
             disable=not progress,
         ) as bar:
-            for chunk in response.iter_content(_CHUNK):
+            for chunk in _body(response, patience):
                 file.write(chunk)
                 bar.update(len(chunk))
                 if file.tell() > largest:
@@ -194,6 +255,34 @@ def _fetch_rest(session, url: str, file, tag_file: Path, progress: bool, largest
             file.flush()
         if total is not None and file.tell() != total:
             raise requests.ConnectionError("the connection was cut")
+
+
+def _body(response: requests.Response, patience: Patience) -> Iterator[bytes]:
+    """What the server sends, as it comes and as it is: `iter_content` waits for whole chunks.
+
+    Raises:
+        requests.ConnectionError: The connection is cut, or too slow.
+    """
+    started, received = time.monotonic(), 0
+    while True:
+        try:
+            chunk = response.raw.read1(_CHUNK, decode_content=False)
+        except urllib3.exceptions.ReadTimeoutError as error:
+            raise requests.ReadTimeout(error) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise requests.ConnectionError(error) from None
+        if not chunk:
+            return
+        yield chunk
+        received += len(chunk)
+        passed = time.monotonic() - started
+        if passed >= patience.window:
+            if received < patience.lowest_rate * passed:
+                raise _TooSlow(
+                    f"the server sends {received / passed:.0f} bytes a second, fewer than the "
+                    f"{patience.lowest_rate:g} that it must"
+                )
+            started, received = time.monotonic(), 0
 
 
 def _announced(response: requests.Response, url: str) -> int | None:
@@ -209,7 +298,7 @@ def _announced(response: requests.Response, url: str) -> int | None:
 def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError):
         return f"the server says {error.response.status_code} {printable(error.response.reason)}"
-    if isinstance(error, _WrongPart):
+    if isinstance(error, (_WrongPart, _TooSlow)):
         return str(error)
     if isinstance(error, requests.Timeout):
         return f"no answer within {_TIMEOUT} s"

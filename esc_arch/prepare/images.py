@@ -145,25 +145,3 @@ def png_shape(content: bytes) -> tuple[int, int, int]:
         raise ValueError("not a PNG file")
     width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
     return height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[header[25]]
-
-
-def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file beside its place and rename it into place, making its folder if needed.
-
-    Args:
-        path: The file.
-        content: All of it, or its parts in order.
-
-    Raises:
-        OSError: The disk is full or not writable; the file is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with beside.open("wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 import lmdb
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import PNG_LEVEL, png_shape, write_atomically
+from esc_arch.prepare.images import PNG_LEVEL, png_shape
+from esc_arch.whole_files import remove_temporary_files, write_atomically
 
 _FIRST_MAP_SIZE = 1 << 28
 # A commit waits for the disk, so sub-images are held back until there are so many bytes, or so many
@@ -78,6 +79,8 @@ class LmdbWriter:
         self._committed_at = time.monotonic()
         self.complete = path.exists()
         folder = path if self.complete else self._partial
+        if not self.complete:
+            _refuse_links(folder)
         try:
             self._sources = _read_sources(folder / "sources.tsv")
             is_ours = (folder / "recipe.json").exists() or not (folder / "data.mdb").exists()
@@ -194,8 +197,7 @@ class LmdbWriter:
             self._write_sources(self._partial)
             self._environment.close()
             self._environment = None
-            for left_over in self._partial.glob(".*.partial"):
-                left_over.unlink()
+            remove_temporary_files(self._partial)
             self._partial.rename(self.path)
         except (OSError, lmdb.Error) as error:
             raise _cannot_write(self._partial, error) from None
@@ -290,6 +292,17 @@ class LmdbWriter:
                 return
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+
+
+def _refuse_links(folder: Path) -> None:
+    """The names in an unfinished LMDB can be guessed: nothing is written through links there.
+
+    Raises:
+        UserError: There is one.
+    """
+    for path in (folder, *(folder / name for name in ("data.mdb", "lock.mdb", "sources.tsv"))):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, which is not written through; remove it")
 
 
 def _key(source: str, index: int) -> bytes:

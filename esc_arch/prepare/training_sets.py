@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 from esc_arch.errors import UserError, printable
 from esc_arch.prepare.download import download
-from esc_arch.prepare.images import IMAGE_SUFFIXES, BadInputs, write_atomically
+from esc_arch.prepare.images import IMAGE_SUFFIXES, BadInputs
 from esc_arch.prepare.known_sets import DIV2K_ADDRESS, DIV2K_ARCHIVE, TRAINING_SETS
 from esc_arch.prepare.subimages import Cutting, Source, find_sources, pack_sub_images
+from esc_arch.whole_files import write_atomically
 
 # Of an archive of images; BMP files can be compressed, photographs by no more.
 LARGEST_EXPANSION = 20

@@ -23,11 +23,11 @@ from esc_arch.prepare.images import IMAGE_SUFFIXES
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.known_sets import BENCHMARK_SETS
 from esc_arch.study.paper import MISPRINTS, MODELS, printed_row
+from esc_arch.whole_files import write_atomically
 from esc_arch.zoo.catalogue import (
     PRETRAINED_FOLDER,
 )
 from esc_arch.zoo.local import verify_checkpoint
-from esc_arch.zoo.store import write_atomically
 
 NO_WEIGHTS, NO_IMAGES = "no weights: ", "no images: "
 # Metrics that need no ground truth, by the names that pyiqa has for them.

@@ -8,7 +8,7 @@ from pathlib import Path
 from esc_arch.study.complexity import paper_input_size
 from esc_arch.study.paper import CUT_OFF, Complexity
 from esc_arch.study.quality import Quality, RealQuality
-from esc_arch.zoo.store import write_atomically
+from esc_arch.whole_files import write_atomically
 
 
 def complexity_table(rows: Sequence[Complexity]) -> list[list[str]]:

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from esc_arch.errors import UserError
+from esc_arch.whole_files import write_atomically
 from esc_arch.zoo import catalogue
 from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, PUBLISHED, SUFFIXES, Published
 from esc_arch.zoo.loading import Checkpoint, read_checkpoint
-from esc_arch.zoo.store import write_atomically
 
 
 def find(name_or_path: str | os.PathLike) -> Path | None:

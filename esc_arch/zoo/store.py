@@ -10,114 +10,19 @@ import io
 import os
 import pickle
 import re
-import secrets
-import stat
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from esc_arch.errors import UserError, printable
+from esc_arch.whole_files import write_atomically
 from esc_arch.zoo.content import check_zip, kind_of, safetensors_metadata
-
-TEMPORARY_SUFFIX = ".tmp"
-_TEMPORARY = re.compile(r"\.esc-([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
 
 # PyTorch 2.4 takes bytes, which a pickle makes of text by this function, for code; newer ones know.
 torch.serialization.add_safe_globals([codecs.encode])
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of another once it is complete.
-
-    The name beside it is short, since the target's may be as long as can be, and cannot be
-    guessed, so that nobody can plant a link there. The mode of an older file is kept.
-
-    Args:
-        path: Where the file goes; the folder must exist.
-
-    Yields:
-        The file, to be written and read; after an exception the older file is as it was.
-
-    Raises:
-        OSError: The disk is full, the folder is missing, ...; nothing is left behind.
-    """
-    path = Path(path)
-    name = f".esc-{_this_machine()}-{os.getpid()}-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    temporary = path.with_name(name)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, 0o666)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            if hasattr(os, "fchmod") and path.is_file():
-                os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file so that it is either absent (or as before) or complete, even after a power cut.
-
-    Args:
-        path: Where to write; the folder must exist.
-        content: All of the file.
-
-    Raises:
-        OSError: The disk is full, the folder is missing, ...; nothing is left behind.
-    """
-    with replacing(path) as file:
-        file.write(content)
-
-
-def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed runs were writing when they were killed.
-
-    Args:
-        folder: Where they wrote; need not exist.
-    """
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found is None or (found[1] == _this_machine() and not _is_running(int(found[2]))):
-            path.unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """As `remove_temporary_files`, for a folder of the user's: only what has our kind of name."""
-    for path in folder.glob(f".esc-*{TEMPORARY_SUFFIX}"):
-        found = _TEMPORARY.fullmatch(path.name)
-        if found and found[1] == _this_machine() and not _is_running(int(found[2])):
-            path.unlink(missing_ok=True)
-
-
-def _this_machine() -> str:
-    import platform
-
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
-def _is_running(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    if os.name != "posix":
-        return True  # Where asking might end it.
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def save_state(state: Any, path: str | os.PathLike) -> None:
@@ -128,7 +33,7 @@ def save_state(state: Any, path: str | os.PathLike) -> None:
 
     Args:
         state: What `load_state` is to return.
-        path: Where to write; the folder must exist.
+        path: Where to write; a missing folder is made.
 
     Raises:
         OSError: As `write_atomically`.
@@ -236,13 +141,3 @@ def _explain_refusal(path: Path, message: str) -> str:
         f"{printable(path)}: refused: the file asks to run or build '{found.group(1)}', and code "
         "from a file may do anything; a checkpoint of plain tensors is expected"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder last; Windows cannot open folders, and needs no such thing."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

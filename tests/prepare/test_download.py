@@ -1,14 +1,17 @@
 """Downloads from a local HTTP server that cuts connections, lies about checksums and changes."""
 
+import contextlib
 import hashlib
+import os
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.download import download
+from esc_arch.prepare.download import Patience, download
 
 CONTENT = bytes(range(256)) * 12000 + b"the end"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -24,6 +27,7 @@ class Server(ThreadingHTTPServer):
         tag: The ETag.
         asked: The Range headers so far.
         answer: Status and headers that every request gets, with the first 1000 bytes.
+        pause: Seconds after each byte of the content.
     """
 
     daemon_threads = True
@@ -37,6 +41,7 @@ class Server(ThreadingHTTPServer):
         self.tag: str | None = '"one"'
         self.asked: list[str | None] = []
         self.answer: tuple[int, dict[str, str]] | None = None
+        self.pause: float | None = None
 
     @property
     def url(self) -> str:
@@ -79,7 +84,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", server.tag)
         self.end_headers()
         rest = server.content[start:]
+        if server.pause is not None:
+            self.drip(rest)
+            return
         self.wfile.write(rest[: server.cuts.pop(0)] if server.cuts else rest)
+
+    def drip(self, rest: bytes) -> None:
+        with contextlib.suppress(OSError):  # The other side has given up, as it should.
+            for place in range(len(rest)):
+                self.wfile.write(rest[place : place + 1])
+                time.sleep(self.server.pause)
 
     def log_message(self, *arguments) -> None:
         pass
@@ -95,8 +109,9 @@ def server():
         thread.join()
 
 
-def fetch(server, path, **options):
-    return download(server.url, path, **{"progress": False, "wait": 0.01, **options})
+def fetch(server, path, retries=5, lowest_rate=1000, window=60, **options):
+    patience = Patience(retries, wait=0.01, lowest_rate=lowest_rate, window=window)
+    return download(server.url, path, **{"progress": False, "patience": patience, **options})
 
 
 def names(folder) -> list[str]:
@@ -200,7 +215,7 @@ def test_an_empty_file_is_an_error_of_one_line(server, tmp_path):
 
 def test_no_server_is_an_error_of_one_line(server, tmp_path):
     with pytest.raises(UserError, match="cannot be reached: Connection refused; run the same"):
-        download("http://127.0.0.1:1/file", tmp_path / "file", progress=False, retries=0)
+        download("http://127.0.0.1:1/file", tmp_path / "file", progress=False, patience=Patience(0))
     assert names(tmp_path) == []
 
 
@@ -252,3 +267,49 @@ def test_a_body_without_end_is_cut_off(server, tmp_path):
     with pytest.raises(UserError, match="sends more than the 900 bytes"):
         fetch(server, tmp_path / "file.zip", largest=900)
     assert names(tmp_path) == []
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, tmp_path):
+    server.pause = 0.01
+    with pytest.raises(UserError, match=r"sends \d+ bytes a second, fewer than the 5000 .*go on"):
+        fetch(server, tmp_path / "file.zip", retries=1, lowest_rate=5000, window=0.3)
+    assert len(server.asked) == 2
+    assert names(tmp_path) == ["file.zip.partial", "file.zip.partial.tag"]
+    # What came is right, and is gone on with.
+    come = (tmp_path / "file.zip.partial").stat().st_size
+    assert server.asked[1] is not None and 0 < come < 1000
+    server.pause = None
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+    assert server.asked[2] == f"bytes={come}-"
+
+
+def test_connections_that_bring_next_to_nothing_are_not_tried_for_ever(server, tmp_path):
+    server.cuts = [10] * 100
+    with pytest.raises(UserError, match="run the same command again to go on"):
+        fetch(server, tmp_path / "file.zip", retries=3)
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("name", ["file.zip.partial", "file.zip.partial.tag"])
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_a_link_planted_at_a_name_that_can_be_guessed_is_not_followed(
+    server, tmp_path, name, plant
+):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    plant(precious, tmp_path / name)
+    if name.endswith(".tag"):
+        (tmp_path / "file.zip.partial").write_bytes(CONTENT[:100])
+        assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+        assert server.asked == [None]  # Not to be gone on with by what the link says.
+    else:
+        with pytest.raises(UserError, match="file.zip.partial: is .*; remove it"):
+            fetch(server, tmp_path / "file.zip")
+        assert server.asked == []
+    assert precious.read_text() == "precious"
+
+
+def test_the_bytes_are_saved_as_they_are_sent(server, tmp_path):
+    headers = {"Content-Encoding": "gzip", "Content-Length": "1000"}
+    server.answer = 200, headers
+    assert fetch(server, tmp_path / "a.gz") == hashlib.sha256(CONTENT[:1000]).hexdigest()

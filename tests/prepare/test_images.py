@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import encode_png, list_images, png_shape, read_image, write_atomically
+from esc_arch.prepare.images import encode_png, list_images, png_shape, read_image
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,6 @@ def test_the_shape_of_a_png_is_in_its_first_bytes(bgr, channels):
 def test_encoding_loses_nothing(bgr):
     decoded = cv2.imdecode(np.frombuffer(encode_png(bgr), np.uint8), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(decoded, bgr)
-
-
-def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(tmp_path):
-    (tmp_path / "place").mkdir()
-    with pytest.raises(OSError):
-        write_atomically(tmp_path / "place", b"content")
-    assert os.listdir(tmp_path) == ["place"]
 
 
 def test_only_the_listed_formats_are_opened_whatever_the_name(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import cv2
 import lmdb
@@ -183,13 +185,36 @@ def test_an_lmdb_of_another_tool_is_left_alone(tmp_path):
 def test_a_run_killed_before_it_wrote_anything_does_not_stand_in_the_way(tmp_path):
     partial = tmp_path / "set.lmdb.partial"
     partial.mkdir()
-    (partial / ".recipe.json.17.partial").write_text("{")
+    code = """
+import os
+from esc_arch.whole_files import replacing
+with replacing("recipe.json"):
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=partial)
+    (left_over,) = partial.iterdir()
+    assert left_over.name != "recipe.json"
     with LmdbWriter(tmp_path / "set.lmdb", RECIPE) as writer:
         writer.put("a", Fingerprint("1", "sum"), encoded(pictures(1)))
         writer.finish({"a": "1"})
     names = {path.name for path in (tmp_path / "set.lmdb").iterdir()}
     assert names == {"data.mdb", "lock.mdb", "meta_info.txt", "recipe.json", "sources.tsv"}
     assert json.loads((tmp_path / "set.lmdb" / "recipe.json").read_text()) == RECIPE
+
+
+@pytest.mark.parametrize("name", ["", "data.mdb", "lock.mdb", "sources.tsv"])
+def test_nothing_is_written_through_a_link_in_an_unfinished_lmdb(tmp_path, name):
+    theirs = tmp_path / "theirs"
+    partial = tmp_path / "set.lmdb.partial"
+    if name:
+        partial.mkdir()
+        theirs.write_bytes(b"")
+    else:
+        theirs.mkdir()
+    (partial / name).symlink_to(theirs)
+    with pytest.raises(UserError, match="is a link, which is not written through; remove it"):
+        LmdbWriter(tmp_path / "set.lmdb", RECIPE)
+    assert theirs.stat().st_size == 0 or list(theirs.iterdir()) == []
 
 
 def test_the_map_grows_with_the_data(tmp_path, monkeypatch):

@@ -2,9 +2,6 @@
 
 import itertools
 import os
-import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from esc_arch.zoo.catalogue import PUBLISHED
 from esc_arch.zoo.identify import build_on_meta
 from esc_arch.zoo.loading import load_network, read_checkpoint
 from esc_arch.zoo.params import load_weights, select_params
-from esc_arch.zoo.store import load_state, remove_temporary_files, replacing, sweep
+from esc_arch.zoo.store import load_state
 
 TINY = {
     "type": "ESC",
@@ -266,55 +263,3 @@ def test_weights_of_another_scale_are_resized_with_one_line(folder, params):
     assert "'to_img.weight'" in line and "[12, 16, 3, 3] to [27, 16, 3, 3]" in line
     own = build_on_meta(TINY).to_empty(device="cpu")
     assert load_weights(own, params, "net.pth") is None
-
-
-def test_a_link_planted_in_the_folder_is_not_written_through(folder):
-    Path("precious").write_text("precious")
-    with replacing("net.pth") as file:
-        name = next(path for path in folder.iterdir() if path.name.startswith(".esc-"))
-        file.write(b"new")
-    assert len(name.name) < 60 and not name.exists()
-    Path("net.pth").unlink()
-    Path("net.pth").symlink_to("precious")
-    with replacing("net.pth") as file:
-        file.write(b"new")
-    assert Path("precious").read_text() == "precious" and not Path("net.pth").is_symlink()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="file modes of POSIX")
-def test_the_mode_of_the_older_file_is_kept_and_a_new_one_follows_the_umask(folder):
-    old = os.umask(0o027)
-    try:
-        with replacing("new") as file:
-            file.write(b"1")
-        Path("old").touch()
-        os.chmod("old", 0o604)
-        with replacing("old") as file:
-            file.write(b"1")
-    finally:
-        os.umask(old)
-    assert os.stat("new").st_mode & 0o777 == 0o640
-    assert os.stat("old").st_mode & 0o777 == 0o604
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kills a process")
-def test_what_a_killed_run_left_is_swept_and_what_a_running_one_writes_is_not(folder):
-    code = """
-import os
-from esc_arch.zoo.store import replacing
-with replacing("net.pth") as file:
-    file.write(b"half")
-    file.flush()
-    os.kill(os.getpid(), 9)
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=folder)
-    assert len(list(folder.iterdir())) == 1
-    left = next(folder.iterdir())
-    shutil.copy(left, "kept.tmp")
-    with replacing("other.pth"):
-        sweep(folder)
-        assert not left.exists() and len(list(folder.glob(".esc-*"))) == 1
-        left.touch()
-        remove_temporary_files(folder)
-        assert not left.exists() and len(list(folder.glob(".esc-*"))) == 1
-    assert Path("kept.tmp").exists()

@@ -19,7 +19,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from esc_arch.errors import UserError, printable
 from esc_arch.plugin.compat.patching import swapped
 from esc_arch.plugin.random_states import random_states_kept
-from esc_arch.zoo.store import write_atomically
+from esc_arch.whole_files import write_atomically
 
 VALIDATION_FILE = "validation.json"
 # Metrics of BasicSR that are the better the lower they are.

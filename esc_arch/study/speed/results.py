@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from esc_arch.study.speed.measure import Measurement
-from esc_arch.zoo.store import write_atomically
+from esc_arch.whole_files import write_atomically
 
 Row = dict[str, Any]
 

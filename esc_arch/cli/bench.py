@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -268,6 +267,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    import dataclasses
+
     from esc_arch.errors import UserError
     from esc_arch.study.speed.contenders import parse_contender
     from esc_arch.study.speed.exactness import check_attention, check_networks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: The data, the option file or the picture cannot be read or written.
     """
+    import subprocess
+
     import yaml
 
     from esc_arch.children import basicsr_command

@@ -1,12 +1,9 @@
 """`basicsr install-basicsr`: BasicSR itself, also where pip alone cannot build it."""
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from esc_arch.errors import UserError
@@ -34,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: pip is missing, or could not download, build or install.
     """
+    import tempfile
+
     place = installed_at()
     if place is not None:
         print(f"There is a BasicSR already, which is left as it is: {place}")
@@ -80,6 +79,9 @@ def build(folder: Path) -> Path:
 
 def install(wheel: Path) -> None:
     """Install the wheel, after what it needs and is not there; torch stays the one there is."""
+    import importlib.metadata
+    import tempfile
+
     (found,) = importlib.metadata.distributions(name="basicsr", path=[str(wheel)])
     needed = [
         requirement
@@ -102,6 +104,9 @@ def install(wheel: Path) -> None:
 
 def _pip(arguments: list[str], failure: str, **variables: str) -> None:
     """Run pip, whose own lines the user sees, away from the current folder's modules."""
+    import subprocess
+    import tempfile
+
     with tempfile.TemporaryDirectory() as empty:
         done = subprocess.run(
             [sys.executable, "-m", "pip", *arguments],

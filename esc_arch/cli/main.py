@@ -1,13 +1,11 @@
 """Entry point of the `basicsr` command: picks the subcommand and turns errors into statuses."""
 
 import argparse
-import difflib
 import importlib
-import importlib.metadata
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from esc_arch.cli import NO_BASICSR, PluginError
@@ -47,8 +45,8 @@ class _Parser(argparse.ArgumentParser):
         # argparse suggests nothing for a misspelt subcommand before Python 3.14.
         is_subcommand = isinstance(action, argparse._SubParsersAction)
         if is_subcommand and isinstance(value, str) and value not in action.choices:
-            close = difflib.get_close_matches(value, action.choices, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(action.choices)}"
+            close = _most_alike(value, action.choices)
+            hint = f"did you mean '{close}'?" if close else f"one of {', '.join(action.choices)}"
             self.error(f"unknown subcommand '{value}': {hint}")
         super()._check_value(action, value)
 
@@ -65,6 +63,8 @@ class _Version(argparse.Action):
 
 def _version(*distributions: str) -> str:
     """The version of the first of these distributions that is installed."""
+    import importlib.metadata
+
     for name in distributions:
         try:
             return importlib.metadata.version(name)
@@ -93,11 +93,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _most_alike(word: str, choices: Iterable[str]) -> str | None:
+    """What is so much like a word that it may be meant."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, choices, n=1)), None)
+
+
 def _refuse(unknown: Sequence[str], subparser: argparse.ArgumentParser) -> NoReturn:
     """Name arguments that nobody takes, and the help of the subcommand that might."""
     flags = [flag for action in subparser._actions for flag in action.option_strings]
-    close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-    hint = f": did you mean {close[0]}?" if close else ""
+    close = _most_alike(unknown[0].partition("=")[0], flags)
+    hint = f": did you mean {close}?" if close else ""
     subparser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 

@@ -1,6 +1,5 @@
 """How the process gets its memory from the operating system."""
 
-import ctypes
 import os
 
 # glibc's mallopt: https://man7.org/linux/man-pages/man3/mallopt.3.html
@@ -19,6 +18,8 @@ def keep_freed_memory() -> bool:
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return False
+    import ctypes
+
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

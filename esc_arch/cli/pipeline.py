@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -167,6 +166,8 @@ def import_plugins() -> None:
     Raises:
         PluginError: If one of them cannot be imported.
     """
+    import importlib.metadata
+
     registered = {
         (entry_point.module, entry_point.dist.name if entry_point.dist else "unknown package")
         for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP)

@@ -1,7 +1,6 @@
 """`basicsr reproduce`: the paper's tables, computed again beside the printed figures."""
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 
@@ -111,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _pairs(args: argparse.Namespace) -> list[tuple[str, int]]:
     """The models and scales that are asked for and exist."""
+    import difflib
+
     from esc_arch.errors import UserError
     from esc_arch.study.paper import MODELS
     from esc_arch.zoo.catalogue import shipped

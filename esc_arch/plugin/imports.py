@@ -4,11 +4,9 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
-
-import wrapt
 
 # Modules that BasicSR 1.4.2 imports and newer libraries lack -> what has the same functions.
 MOVED_MODULES = {
@@ -26,6 +24,36 @@ def watch_imports() -> None:
     # Asked last: a module that is still where it was is taken from there.
     sys.meta_path.append(_MovedModules())
     sys.meta_path.insert(0, _OpenCV())
+
+
+def when_looked_for(name: str, prepare: Callable[[], None]) -> None:
+    """Call a function when a top-level module is first looked for; at once if it is there.
+
+    Args:
+        name: The module.
+        prepare: May change how modules are found: the module is found afterwards.
+    """
+    if name in sys.modules:
+        prepare()
+    else:
+        sys.meta_path.insert(0, _LookedFor(name, prepare))
+
+
+class _LookedFor:
+    """Finds nothing itself; it is there once."""
+
+    def __init__(self, name: str, prepare: Callable[[], None]) -> None:
+        self._name, self._prepare = name, prepare
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self._name or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        self._prepare()
+        # The loop that called this one has passed by finders that were added in front.
+        return importlib.util.find_spec(name)
 
 
 class _MovedModules:
@@ -68,14 +96,20 @@ class _OpenCV:
         return None
 
 
-class _ExplainingLoader(wrapt.ObjectProxy):
+class _ExplainingLoader:
     """OpenCV's own loader, whose errors say what helps."""
 
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return _explained(self.__wrapped__.create_module, spec)
+        return _explained(self._loader.create_module, spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        _explained(self.__wrapped__.exec_module, module)
+        _explained(self._loader.exec_module, module)
 
 
 def _explained(load: Any, argument: Any) -> Any:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from esc_arch.plugin.imports import watch_imports
+from esc_arch.plugin.imports import watch_imports, when_looked_for
 
 # Module of BasicSR -> what mends it: functions of the modules of `esc_arch.plugin.compat`.
 PATCHES: dict[str, tuple[str, ...]] = {
@@ -70,6 +68,13 @@ def watch_for_basicsr() -> None:
         return
     _watching = True
     watch_imports()
+    when_looked_for("basicsr", _hook_into_its_modules)
+
+
+def _hook_into_its_modules() -> None:
+    # Only now: it imports asyncio, which takes longer than all else of `basicsr --help`.
+    import wrapt
+
     for module, functions in PATCHES.items():
         wrapt.register_post_import_hook(_patcher(functions), module)
     wrapt.register_post_import_hook(_register_networks, "basicsr.archs")

@@ -4,73 +4,30 @@ In this process, through what `basicsr train` and `basicsr test` call after thei
 """
 
 import json
-import logging
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
+from runs_in_process import (
+    WriteOptions,
+    folder,  # noqa: F401  (each test starts in it)
+    iterations,
+    log_of,
+    state,
+    told,
+    train,
+    train_named,
+)
 
 from esc_arch.errors import UserError
-from esc_arch.plugin import testing, training
 
-# isort: split
-from basicsr.utils import get_root_logger
-from basicsr.utils.logger import initialized_logger
-
-WriteOptions = Callable[..., Path]
 ROTATED = 6
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Runs start in a folder of their own, with a logger of their own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-    initialized_logger.clear()
-    yield tmp_path
-    for handler in list(get_root_logger().handlers):
-        get_root_logger().removeHandler(handler)
-        handler.close()
-    initialized_logger.clear()
-
-
-def train(options: Path, *flags: str) -> str:
-    """Train; returns the log."""
-    arguments = sys.argv
-    sys.argv = ["basicsr", "-opt", str(options), *flags]
-    # Each run adds a file to the one logger of the process.
-    for handler in list(get_root_logger().handlers):
-        get_root_logger().removeHandler(handler)
-    initialized_logger.clear()
-    try:
-        assert training.train(str(Path.cwd())) == 0
-    finally:
-        sys.argv = arguments
-    return log_of("tiny")
-
-
-def log_of(name: str) -> str:
-    logs = sorted(Path("experiments", name).glob("train_*.log"), key=lambda p: p.stat().st_mtime)
-    return logs[-1].read_text()
-
-
-def iterations(log: str) -> list[int]:
-    return [int(number.replace(",", "")) for number in re.findall(r"iter: +([\d,]+),", log)]
-
-
-def state(iteration: int) -> dict[str, Any]:
-    path = Path("experiments/tiny/training_states", f"{iteration}.state")
-    return torch.load(path, weights_only=True)
 
 
 @pytest.mark.parametrize(("batch", "total"), [(3, 20), (8, 5)])
@@ -120,142 +77,6 @@ def test_an_unknown_key_of_weights_is_refused_and_a_missing_average_is_said(
         train_named("next", write_train_options({**path, "path:param_key_g": "params_ema"}))
     assert any("no weights under params_ema: params is taken instead" in line for line in lines)
     assert any(line.endswith(f"from {weights} [params].") for line in lines)
-
-
-class told:
-    """What BasicSR's logger is told within it."""
-
-    def __enter__(self) -> list[str]:
-        self.lines: list[str] = []
-        self.handler = logging.Handler()
-        self.handler.emit = lambda record: self.lines.append(record.getMessage())
-        get_root_logger().addHandler(self.handler)
-        return self.lines
-
-    def __exit__(self, *_: object) -> None:
-        get_root_logger().removeHandler(self.handler)
-
-
-def train_named(name: str, options: Path, *flags: str) -> None:
-    sys_argv, sys.argv = sys.argv, ["basicsr", "-opt", str(options), *flags]
-    try:
-        assert training.train(str(Path.cwd())) == 0
-    finally:
-        sys.argv = sys_argv
-
-
-def test_a_set_without_gt_is_not_compared_with_the_last_training_patch(
-    write_train_options: WriteOptions, paired_data: Any
-):
-    single = {
-        "name": "real",
-        "type": "SingleImageDataset",
-        "dataroot_lq": str(paired_data.val_lq),
-        "io_backend": {"type": "disk"},
-    }
-    log = train(write_train_options({"datasets:val_2": single}))
-    assert "real: has no GT, so psnr is left out." in log
-    measured = json.loads(Path("experiments/tiny/validation.json").read_text())
-    assert measured["real"] == {} and measured["tiny_val"]["psnr"]
-
-
-def test_niqe_counts_as_the_better_the_lower(write_train_options: WriteOptions):
-    from basicsr.models import build_model
-
-    from esc_arch.plugin.models.durable import durable
-
-    opt = yaml.safe_load(write_train_options().read_text())
-    opt.update(num_gpu=0, dist=False, is_train=False, rank=0)
-    opt["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 0}}
-    model = durable(type(build_model(opt)))(opt)
-    model._initialize_best_metric_results("set")
-    for iteration, value in ((1, 5.0), (2, 4.0), (3, 6.0)):
-        model._update_best_metric_result("set", "niqe", value, iteration)
-    assert model.best_metric_results["set"]["niqe"]["iter"] == 2
-
-
-def test_two_sets_of_one_name_are_refused(write_train_options: WriteOptions):
-    opt = yaml.safe_load(write_train_options().read_text())
-    with pytest.raises(UserError, match="val and val_2 both have name: tiny_val"):
-        train(write_train_options({"datasets:val_2": opt["datasets"]["val"]}))
-
-
-def test_images_of_one_name_are_refused_where_they_would_be_saved(
-    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
-):
-    shutil.copytree(paired_data.val_lq, tmp_path / "lq")
-    chelsea = cv2.imread(str(tmp_path / "lq" / "chelseax2.png"))
-    cv2.imwrite(str(tmp_path / "lq" / "chelseax2.bmp"), chelsea)
-    single = {
-        "name": "real",
-        "type": "SingleImageDataset",
-        "dataroot_lq": str(tmp_path / "lq"),
-        "io_backend": {"type": "disk"},
-    }
-    with pytest.raises(UserError, match=r"chelseax2\.(bmp|png) would both be saved as chelseax2"):
-        train(write_train_options({"datasets:val_2": single, "val:save_img": True}))
-    # Save first, then end.
-    assert state(4)["iter"] == 4
-
-
-def test_gt_that_is_too_large_for_its_lq_is_refused_in_validation(
-    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
-):
-    (tmp_path / "gt").mkdir()
-    for path in paired_data.val_gt.iterdir():
-        image = cv2.imread(str(path))
-        cv2.imwrite(str(tmp_path / "gt" / path.name), cv2.resize(image, None, fx=2, fy=2))
-    with pytest.raises(UserError, match=r"GT is 96 x 80 and LQ 24 x 20: that is not scale 2"):
-        train(write_train_options({"datasets:val:dataroot_gt": str(tmp_path / "gt")}))
-
-
-def test_a_border_that_leaves_nothing_is_refused_after_saving(write_train_options: WriteOptions):
-    metric = {"type": "calculate_psnr", "crop_border": 200}
-    options = write_train_options(
-        {"val:metrics": {"psnr": metric}, "val:val_freq": 3, "logger:save_checkpoint_freq": 100}
-    )
-    with pytest.raises(UserError, match="psnr: crop_border: 200: nothing is left of an image"):
-        train(options)
-    assert state(3)["iter"] == 3
-    assert "The run ends with an error; saved iteration 3." in log_of("tiny")
-
-
-def test_mean_and_std_of_the_data_do_not_change_what_is_measured(
-    write_train_options: WriteOptions, write_test_options: WriteOptions, paired_data: Any
-):
-    train(write_train_options())
-    # Halves and doubles: the network is nearly linear in neither, so only GT itself tells.
-    from basicsr.models import build_model
-    from torch.utils.data import DataLoader
-
-    from esc_arch.plugin.models.durable import durable
-
-    opt = yaml.safe_load(write_test_options({"val:save_img": False}).read_text())
-    opt.update(num_gpu=0, dist=False, is_train=False, rank=0, manual_seed=0)
-    model = durable(type(build_model(opt)))(opt)
-
-    class Normalized(torch.utils.data.Dataset):
-        opt = {"name": "tiny_val", "mean": [0.4, 0.5, 0.6], "std": [2.0, 2.0, 2.0]}
-
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-            mean = torch.tensor(self.opt["mean"]).reshape(3, 1, 1)
-            return {"lq": (image - mean) / 2, "gt": (image - mean) / 2, "lq_path": "a.png"}
-
-    # A network that changes nothing: the result is GT, so PSNR is infinite, if both are brought
-    # back alike, and the visuals are what they were before they were normalized.
-    model.net_g = torch.nn.Identity()
-    seen = []
-    original = model.get_current_visuals
-    model.get_current_visuals = lambda: seen.append(original()) or seen[-1]
-    model.nondist_validation(DataLoader(Normalized()), 1, None, False)
-    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(seen[0]["result"][0], image)
-    torch.testing.assert_close(seen[0]["gt"][0], image)
-    assert model.metric_results["psnr"] == float("inf")
 
 
 def test_debug_within_a_name_changes_nothing(write_train_options: WriteOptions):
@@ -473,51 +294,6 @@ def test_optim_d_as_an_alias_is_a_mapping_of_its_own(
     opt, _ = parse_options(str(Path.cwd()), is_train=True)
     assert opt["train"]["optim_d"] == opt["train"]["optim_g"]
     assert opt["train"]["optim_d"] is not opt["train"]["optim_g"]
-
-
-@pytest.mark.parametrize("val", [None, {"save_img": True}])
-def test_a_test_needs_neither_val_nor_suffix(
-    val: dict | None, write_train_options: WriteOptions, write_test_options: WriteOptions
-):
-    train(write_train_options())
-    opt = yaml.safe_load(write_test_options().read_text())
-    opt["val"] = val
-    Path("test.yml").write_text(yaml.safe_dump(opt))
-    arguments, sys.argv = sys.argv, ["basicsr", "-opt", "test.yml"]
-    try:
-        assert testing.test(str(Path.cwd())) == 0
-    finally:
-        sys.argv = arguments
-    images = list(Path("results/tiny_test/visualization").rglob("*.png"))
-    assert len(images) == (2 if val else 0)
-
-
-def test_equal_images_are_left_out_of_the_mean_and_said(write_train_options: WriteOptions):
-    from basicsr.models import build_model
-    from torch.utils.data import DataLoader
-
-    from esc_arch.plugin.models.durable import durable
-
-    opt = yaml.safe_load(write_train_options().read_text())
-    opt.update(num_gpu=0, dist=False, is_train=False, rank=0)
-    opt["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "crop_border": 0}}
-    model = durable(type(build_model(opt)))(opt)
-    model.net_g = torch.nn.Identity()
-
-    class Pairs(torch.utils.data.Dataset):
-        opt = {"name": "pairs"}
-
-        def __len__(self) -> int:
-            return 2
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            lq = torch.full((3, 8, 8), 0.5)
-            return {"lq": lq, "gt": lq + 10 / 255 * index, "lq_path": f"{index}.png"}
-
-    with told() as lines:
-        model.nondist_validation(DataLoader(Pairs()), 1, None, False)
-    assert model.metric_results["psnr"] == pytest.approx(20 * np.log10(255 / 10), abs=0.2)
-    assert any("psnr of 1 of 2 images, which equal their GT, is infinite" in x for x in lines)
 
 
 def test_checkpoints_behind_a_link_are_not_removed(write_train_options: WriteOptions):

@@ -137,7 +137,8 @@ setup(
     include_package_data=False,
     python_requires=">=3.10",
     # The lowest versions are those of tests/oldest.txt, which `make test-oldest` installs: they
-    # work together, and have no known hole (what decides for requests, pillow, opencv and tqdm).
+    # work together, and have no known hole (what decides for requests, urllib3,
+    # pillow, opencv and tqdm).
     install_requires=[
         # Its setup.py cannot be run on 3.13 and newer (PEP 667): `basicsr install-basicsr`.
         'basicsr>=1.4.2; python_version < "3.13"',
@@ -156,6 +157,7 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
         "tqdm>=4.66.3",
+        "urllib3>=2.6.3",
         "wrapt>=1.16",
     ],
     extras_require={

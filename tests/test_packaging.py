@@ -192,8 +192,8 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
         "yaml": "pyyaml",
     }
     # BasicSR brings tensorboard under the name tb-nightly, beside which tensorboard itself must not
-    # be installed; pyiqa and wandb are there where their users have them, urllib3 with requests.
-    others = {"tensorboard", "pyiqa", "wandb", "urllib3", "esc_arch", *sys.stdlib_module_names}
+    # be installed; pyiqa and wandb are there where their users have them.
+    others = {"tensorboard", "pyiqa", "wandb", "esc_arch", *sys.stdlib_module_names}
     # Comes with builds of PyTorch for GPUs, and is imported only where it is.
     others |= {"triton"}
     for path in (ROOT / "esc_arch").rglob("*.py"):

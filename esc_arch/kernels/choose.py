@@ -49,6 +49,7 @@ from torch.nn.modules import module as any_module
 
 from esc_arch.errors import UserError
 from esc_arch.ops import attention, faults, fusible
+from esc_arch.ops.autocast import autocast_dtype
 from esc_arch.ops.derivatives import only_formulas_differentiate
 
 Takes = Callable[..., bool]
@@ -173,12 +174,13 @@ def _choose_attention(operation: str, args: tuple[Any, ...]) -> Callable[[], Ten
     # Queries, keys and values have the shape of the features that they are made of.
     x = given[0]
     shaped = (x, x, x) if operation == "self_attention" else given
+    kernels = _kernels_for("feature_attention", x)
     dtype = x.dtype
-    if operation == "self_attention" and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if operation == "self_attention":
+        dtype = autocast_dtype(x.device.type) or dtype
     if faults.attention_fault(*shaped, bias_table, window_size) is not None:
         return None
-    for kernel in _kernels_for("feature_attention", x):
+    for kernel in kernels:
         if (
             name in ("Auto", kernel.name)
             and dtype in kernel.dtypes
@@ -252,8 +254,8 @@ def _as_computed(kernel: Kernel, given: list[Any]) -> list[Any] | None:
         return None
     x = given[0]
     dtypes = [arg.dtype for arg in given if isinstance(arg, Tensor)]
-    if torch.is_autocast_enabled(x.device.type):
-        wanted = torch.get_autocast_dtype(x.device.type)
+    wanted = autocast_dtype(x.device.type)
+    if wanted is not None:
         if wanted not in kernel.dtypes or any(d not in (torch.float32, wanted) for d in dtypes):
             return None
         return [arg.to(wanted) if isinstance(arg, Tensor) else arg for arg in given]

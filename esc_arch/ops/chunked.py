@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from esc_arch.ops.autocast import autocast_dtype, without_autocast
 from esc_arch.ops.bias import relative_position_bias, relative_position_bias_backward
 from esc_arch.ops.derivatives import gradients_of_formula, only_formulas_differentiate
 
@@ -36,8 +37,8 @@ def recomputed_in_backward(
     It keeps nothing but the inputs, and never holds more scores than a chunk has. Derivatives of
     other kinds are those of the formula.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        with torch.autocast(q.device.type, enabled=False):
+    if autocast_dtype(q.device.type) is not None:
+        with without_autocast(q.device.type):
             return recomputed_in_backward(kernel, q, k, v, bias_table, window_size)
     if only_formulas_differentiate():
         return naive(q, k, v, bias_table, window_size)
@@ -63,7 +64,7 @@ class _RecomputedInBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad_out.device.type, enabled=False):
+        with without_autocast(grad_out.device.type):
             inputs = *ctx.saved_tensors, ctx.window_size
             if torch.is_grad_enabled():  # They will be differentiated again.
                 needed = ctx.needs_input_grad[1:]

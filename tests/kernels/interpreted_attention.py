@@ -159,6 +159,12 @@ def test_shapes_that_do_not_fit_are_refused(change: Callable, message: str) -> N
         gpu.triton_window_attention(*change(*qkv.chunk(3, dim=1), table), 4)
 
 
+def test_images_in_which_32_bits_do_not_count_are_left_to_others() -> None:
+    table = torch.empty(4, 63**2)
+    assert gpu.can_run(torch.empty(1, 64, 2304, 3456, device="meta"), table, 32)
+    assert not gpu.can_run(torch.empty(1, 64, 3072, 4096, device="meta"), table, 32)
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (4, 7)])
 def test_reflection_is_folded_as_autograd_folds_it(height: int, width: int) -> None:
     x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kernel_checks import kernels_called, needs_kernels
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from esc_arch import ops
@@ -11,7 +12,7 @@ from esc_arch.archs import ESC, ESCFP, ConvAttn, ESCReal
 from esc_arch.archs.layers import ConvFFN
 from esc_arch.errors import UserError
 from esc_arch.kernels import choose
-from esc_arch.ops import convolutions, d4_mean, feature_attention, window_attention
+from esc_arch.ops import attention, convolutions, d4_mean, feature_attention, window_attention
 
 SMALL = dict(dim=16, pdim=8, kernel_size=5, n_blocks=1, conv_blocks=2, window_size=8, num_heads=2)
 NETWORKS = {
@@ -251,6 +252,37 @@ def test_kernels_of_attention_asked_for_by_name_run_or_say_what_they_lack():
     q = torch.rand(1, 8, 8, 8, dtype=torch.float64)
     with pytest.raises(UserError, match="attn_type 'Fused' cannot run here: it needs the CPU"):
         feature_attention(q, q, q, torch.zeros(2, 49, dtype=torch.float64), 4, "Fused")
+
+
+class Functions(TorchFunctionMode):
+    """Notes which of torch's functions are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.called.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_on_devices_that_have_neither_kernels_nor_autocast_attention_is_torchs():
+    # As on Apple's MPS and Intel's XPU. Tensors on `meta` have shapes and no values.
+    network, x = NETWORKS["ESC"]().to("meta"), torch.empty(1, 3, 10, 12, device="meta")
+    with Functions() as functions, kernels_called() as kernels:
+        out = network(x)
+        out.sum().backward()
+    assert out.shape == (1, 3, 20, 24)
+    assert all(p.grad is not None for p in network.parameters())
+    assert torch.nn.functional.scaled_dot_product_attention in functions.called
+    assert not kernels
+
+
+@pytest.mark.parametrize("name", attention.KERNELS)
+def test_a_kernel_asked_for_on_another_device_says_what_it_lacks(name):
+    network = ESC(**SMALL, upscaling_factor=2, attn_type=name).to("meta")
+    with pytest.raises(UserError, match="cannot run here: it needs"):
+        network(torch.empty(1, 3, 8, 8, device="meta"))
 
 
 def test_shapes_that_do_not_fit_are_named():

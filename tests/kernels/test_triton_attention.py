@@ -1,5 +1,6 @@
 """The GPU kernels of window attention, as far as a machine without a GPU can tell."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -32,8 +33,22 @@ def test_interpreted_the_kernels_agree_with_float64() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_ahead_the_kernels_of_esc_neither_spill_nor_exceed_shared_memory() -> None:
-    options = ("--capabilities", 80, 90, "--dtypes", "bf16", "fp16")
+@pytest.mark.parametrize("targets", [("80", "90"), ("gfx90a", "gfx942", "gfx1100")])
+def test_compiled_ahead_the_kernels_of_esc_neither_spill_nor_exceed_shared_memory(
+    targets: tuple[str, ...],
+) -> None:
+    backends = set(importlib.import_module("triton.backends").backends)
+    if "gfx90a" in targets and "amd" not in backends:
+        pytest.skip("this Triton has no compiler for AMD")
+    options = ("--targets", *targets, "--dtypes", "bf16", "fp16")
     result = run(STATIC, *options, interpret=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(result.stdout.splitlines()) == 2 + 4 * 2 * 2
+    assert len(result.stdout.splitlines()) == 2 + 4 * 2 * len(targets)
+
+
+@pytest.mark.slow
+def test_compiled_ahead_a_kernel_that_spills_or_exceeds_shared_memory_is_seen() -> None:
+    options = ("--kernels", "queries", "--targets", "gfx1100", "80", "--dtypes", "bf16")
+    result = run(STATIC, *options, "--shapes", "64x32", interpret=False)
+    assert result.returncode == 1
+    assert "spills or too much shared memory: {'kernel': 'queries'" in result.stderr

@@ -26,6 +26,7 @@ from esc_arch.ops.faults import attention_fault
 LARGEST_WINDOW = 96
 LARGEST_HEAD = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ON_AMD = torch.version.hip is not None
 # The gradient of the bias is summed for as many heads at a time as fit into this many values.
 BIAS_VALUES = 2**26
 
@@ -46,7 +47,9 @@ class Launch(NamedTuple):
     stages: int
 
 
-def launch_for(kernel: str, dtype: torch.dtype, head_dim: int, window_size: int) -> Launch:
+def launch_for(
+    kernel: str, dtype: torch.dtype, head_dim: int, window_size: int, amd: bool = ON_AMD
+) -> Launch:
     """Choose how to cut a kernel; benchmarks/gpu_static.py shows what registers each choice takes.
 
     Args:
@@ -54,12 +57,17 @@ def launch_for(kernel: str, dtype: torch.dtype, head_dim: int, window_size: int)
         dtype: Of queries, keys and values.
         head_dim: Channels D of a head.
         window_size: Side w of a window in pixels.
+        amd: Whether it runs on a GPU of AMD, which has less shared memory.
     """
     row = _power_of_two(window_size)
     pixels = max(16, _power_of_two(window_size**2))
     wide = _power_of_two(head_dim) > 32
     if dtype == torch.float32:
-        block_m, block_n, warps, stages = 64, 32, 4, 1
+        block_m, block_n, warps, stages = 32 if kernel == "bias" else 64, 32, 4, 1
+    elif amd and kernel != "bias":
+        block_m, block_n, warps, stages = 64 if wide else 128, 32, 4, 1
+        if kernel == "forward" and not wide:
+            block_n = 64
     elif kernel == "forward":
         block_m, block_n, warps, stages = (128, 64, 8, 2) if wide else (128, 128, 8, 2)
     elif kernel == "bias":
@@ -81,13 +89,16 @@ def _power_of_two(value: int) -> int:
 
 def can_run(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
     """Tell whether the kernels take windows of features (B, C, H, W) of that size."""
-    head_dim = x.shape[1] // bias_table.shape[0]
-    return 2 <= window_size <= LARGEST_WINDOW and head_dim <= LARGEST_HEAD
+    batch, channels, height, width = x.shape
+    # Within an image of queries, keys and values, kernels count in 32 bits.
+    values = 3 * channels * (height + window_size) * (width + window_size)
+    fits = 2 <= window_size <= LARGEST_WINDOW and channels // bias_table.shape[0] <= LARGEST_HEAD
+    return fits and values < 2**31
 
 
 def _precision(dtype: torch.dtype) -> str:
     """What products of float32 are computed in: TF32 where the user allows it."""
-    allowed = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
+    allowed = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 and not ON_AMD
     return "tf32" if allowed else "ieee"
 
 
@@ -132,8 +143,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
     if fault is None and not can_run(q, bias_table, window_size):
         head_dim = q.shape[1] // bias_table.shape[0]
         fault = (
-            f"windows of {window_size} with heads of {head_dim} channels; they must be of 2 to "
-            f"{LARGEST_WINDOW} with at most {LARGEST_HEAD}"
+            f"windows of {window_size} with heads of {head_dim} channels in {tuple(q.shape)}; they "
+            f"must be of 2 to {LARGEST_WINDOW} with at most {LARGEST_HEAD}, and an image of less "
+            "than 2^31 values of q, k and v"
         )
     if fault is None and (q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype):
         fault = f"dtypes of q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be one of "

@@ -7,6 +7,7 @@ TORCH ?=
 # Those of them that are installed are tested too.
 PYTHONS ?= 3.10 3.12 3.13
 
+FOUND = "$$(.ci/find_python $(PYTHON))"
 BIN := $(VENV)/bin
 # BasicSR's setup.py names torch as a build requirement, though it builds without. In an isolated
 # build pip would install a second torch only to throw it away; without --use-pep517 pip before 25
@@ -31,14 +32,15 @@ test-all: $(VENV)/.installed-test
 
 # The oldest of everything that is supported, on the oldest Python of it that is installed.
 test-oldest: wheel
-	.ci/test_wheel "3.10 3.11 3.12" $(VENV)-oldest --constraint tests/oldest.txt -- tests
+	.ci/test_wheel "python3.10 python3.11 python3.12" $(VENV)-oldest \
+		--constraint tests/oldest.txt -- tests
 
 # Other Pythons than the one here, each with the wheel that was built here and the newest PyTorch.
 test-pythons: wheel
 	ours=$$($(BIN)/python -c "import sys; print('%d.%d' % sys.version_info[:2])"); \
 	for version in $(PYTHONS); do \
 		[ $$version != $$ours ] || continue; \
-		.ci/test_wheel $$version $(VENV)-$$version -- tests/archs tests/ops tests/kernels tests/zoo \
+		.ci/test_wheel python$$version $(VENV)-$$version -- tests/archs tests/ops tests/kernels tests/zoo \
 			tests/inference tests/prepare tests/cli tests/plugin/test_train_end_to_end.py || exit 1; \
 	done
 
@@ -78,11 +80,13 @@ clean:
 
 # What would fail, or be slow, after a long download is said before it.
 check:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2> /dev/null || { echo \
+	@$(FOUND) -c "" 2> /dev/null || { echo \
+		"make: PYTHON=$(PYTHON): there is no such Python; name one by make PYTHON=..."; exit 1; }
+	@$(FOUND) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo \
 		"make: PYTHON=$(PYTHON): Python 3.10 or newer is needed; name one by make PYTHON=..."; exit 1; }
-	@$(PYTHON) -c "import ensurepip, venv" 2> /dev/null || { echo \
-		"make: $(PYTHON) cannot make environments; on Debian and Ubuntu: apt install python3-venv"; \
-		exit 1; }
+	@$(FOUND) -c "import ensurepip, venv" 2> /dev/null || { echo \
+		"make: PYTHON=$(PYTHON): it cannot make environments; on Debian and Ubuntu:" \
+		"apt install python3-venv"; exit 1; }
 	@command -v $${CXX:-g++} > /dev/null || command -v clang++ > /dev/null || echo \
 		"make: no C++ compiler: everything works, but the CPU takes several times as long, and" \
 		"compile and Flex do not work; on Debian and Ubuntu: apt install g++, then make clean"
@@ -91,10 +95,10 @@ check:
 # functions and needs nothing.
 $(VENV)/.installed: setup.py $(wildcard esc_arch/kernels/cpu/csrc/*)
 	@$(MAKE) --silent --no-print-directory check
-	$(PYTHON) -m venv $(VENV)
+	$(FOUND) -m venv $(VENV)
 	$(BIN)/python -m pip install "setuptools>=70.1" wheel
 	$(if $(TORCH),$(BIN)/python -m pip install $(TORCH))
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[train,plots]"
 	$(BIN)/python -c "import cv2" || \
 		$(BIN)/python -m pip install --force-reinstall --no-deps opencv-python-headless
 	$(BIN)/basicsr install-basicsr

@@ -79,6 +79,34 @@ class WheelOfAnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+# The lowest versions are those of tests/oldest.txt, which `make test-oldest` installs: they work
+# together, and have no known hole (what decides for pillow, requests, urllib3, opencv, pyvips-binary and tqdm).
+UPSCALING = [
+    "numpy>=2.0",
+    "pillow>=12.1.1",
+    "pyvips[binary]>=3.0",
+    "pyvips-binary>=8.17",
+    "pyyaml>=6.0.2",
+    "safetensors>=0.4.5",
+    "scipy>=1.13",
+    "tifffile>=2024.8.30",
+    "torch>=2.4",
+    "tqdm>=4.66.3",
+    "wrapt>=1.16",
+]
+BASICSR = "basicsr>=1.4.2"
+# Its setup.py cannot be run on newer ones (PEP 667): there `basicsr install-basicsr` brings it.
+BASICSR_BUILDS = 'python_version < "3.13"'
+# What BasicSR asks for too, in any version.
+TRAINING = [
+    "lmdb>=1.5.1",
+    "opencv-python>=4.12",
+    "requests>=2.33",
+    "scikit-image>=0.25",
+    "torchvision>=0.19",
+    "urllib3>=2.6.3",
+]
+
 setup(
     name="esc-arch",
     version="0.1.0",
@@ -136,31 +164,10 @@ setup(
     # Sources, settings and option files are in the wheel as package data, or not at all.
     include_package_data=False,
     python_requires=">=3.10",
-    # The lowest versions are those of tests/oldest.txt, which `make test-oldest` installs: they
-    # work together, and have no known hole (what decides for requests, urllib3,
-    # pillow, opencv and tqdm).
-    install_requires=[
-        # Its setup.py cannot be run on 3.13 and newer (PEP 667): `basicsr install-basicsr`.
-        'basicsr>=1.4.2; python_version < "3.13"',
-        "lmdb>=1.5.1",
-        "matplotlib>=3.9",
-        "numpy>=2.0",
-        "opencv-python>=4.12",
-        "pillow>=12.1.1",
-        "pyvips[binary]>=3.0",
-        "pyyaml>=6.0.2",
-        "requests>=2.33",
-        "safetensors>=0.4.5",
-        "scikit-image>=0.25",
-        "scipy>=1.13",
-        "tifffile>=2024.8.30",
-        "torch>=2.4",
-        "torchvision>=0.19",
-        "tqdm>=4.66.3",
-        "urllib3>=2.6.3",
-        "wrapt>=1.16",
-    ],
+    install_requires=[*UPSCALING, *(f"{each}; {BASICSR_BUILDS}" for each in (BASICSR, *TRAINING))],
     extras_require={
+        "train": TRAINING,
+        "plots": ["matplotlib>=3.9"],
         "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff"],
         "docs": ["mkdocs-material"],
         "flash": ["flash-attn"],

@@ -179,7 +179,9 @@ def test_the_wheel_names_its_licence_pythons_and_extras(wheel: zipfile.ZipFile) 
     fields = email.message_from_string(metadata(wheel, "METADATA"))
     assert "MIT" in (fields["License"] or fields["License-Expression"])
     assert fields["Requires-Python"] == ">=3.10"
-    assert set(fields.get_all("Provides-Extra")) == {"bench", "docs", "flash", "peers", "test"}
+    assert set(fields.get_all("Provides-Extra")) == {
+        *("bench", "docs", "flash", "peers", "plots", "test", "train")
+    }
 
 
 def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> None:

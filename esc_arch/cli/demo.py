@@ -76,11 +76,11 @@ def run(args: argparse.Namespace) -> int:
     import yaml
 
     from esc_arch.children import basicsr_command
-    from esc_arch.cli.pipeline import need_basicsr
+    from esc_arch.cli.missing import need
     from esc_arch.errors import UserError
     from esc_arch.prepare.demo_data import prepare_demo
 
-    need_basicsr()
+    need("basicsr", "skimage", "matplotlib")
 
     print(f"Preparing the photographs in {DATA}", flush=True)
     prepare_demo(DATA)

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from esc_arch.cli.missing import requirements
 from esc_arch.errors import UserError
 
 HELP = "Install BasicSR 1.4.2, also on Python 3.13 and newer, where pip alone cannot build it."
@@ -78,7 +79,10 @@ def build(folder: Path) -> Path:
 
 
 def install(wheel: Path) -> None:
-    """Install the wheel, after what it needs and is not there; torch stays the one there is."""
+    """Install the wheel, after what it needs and is not there, in versions that work here.
+
+    torch and torchvision stay those that there are.
+    """
     import importlib.metadata
     import tempfile
 
@@ -90,13 +94,12 @@ def install(wheel: Path) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "kept.txt"
-        kept.write_text(
-            "".join(
-                f"{name}=={importlib.metadata.version(name)}\n"
-                for name in ("torch", "torchvision")
-                if importlib.util.find_spec(name) is not None
-            )
-        )
+        lines = [
+            f"{name}=={importlib.metadata.version(name)}"
+            for name in ("torch", "torchvision")
+            if importlib.util.find_spec(name) is not None
+        ]
+        kept.write_text("\n".join([*lines, *requirements("train")]) + "\n")
         command = ["install", "-c", str(kept), *needed]
         _pip(command, "pip could not install what BasicSR needs")
     _pip(["install", "--no-deps", str(wheel)], f"pip could not install BasicSR {VERSION}")

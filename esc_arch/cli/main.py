@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from esc_arch.cli import NO_BASICSR, PluginError
+from esc_arch.cli import PluginError
 from esc_arch.cli.memory import keep_freed_memory
+from esc_arch.cli.missing import how_to_bring
 from esc_arch.errors import UserError
 
 # Name of a subcommand -> its module. A module has HELP, add_arguments(parser) and run(args) -> int,
@@ -157,9 +158,10 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         return args.run(args)
     except ModuleNotFoundError as error:
-        if error.name != "basicsr":
+        message = how_to_bring(error.name)
+        if message is None:
             raise
-        raise UserError(NO_BASICSR) from error
+        raise UserError(message) from error
 
 
 def _nobody_reads_stdout() -> bool:

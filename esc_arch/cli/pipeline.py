@@ -2,14 +2,14 @@
 
 import argparse
 import importlib
-import importlib.util
 import os
 import re
 import shutil
 import sys
 from collections.abc import Sequence
 
-from esc_arch.cli import NO_BASICSR, PluginError
+from esc_arch.cli import PluginError
+from esc_arch.cli.missing import need
 from esc_arch.errors import UserError
 
 PLUGIN_GROUP = "basicsr.plugins"
@@ -86,7 +86,7 @@ def run(
             file=sys.stderr,
         )
 
-    need_basicsr()
+    need("basicsr")
     import_plugins()
     from esc_arch.plugin.preflight import check_options
 
@@ -148,16 +148,6 @@ def launcher_problem(launcher: str) -> str | None:
             "scontrol here; start torchrun with srun instead, and use --launcher pytorch"
         )
     return None
-
-
-def need_basicsr() -> None:
-    """Say how to bring BasicSR, where there is none, before anything else is done.
-
-    Raises:
-        UserError: There is none.
-    """
-    if importlib.util.find_spec("basicsr") is None:
-        raise UserError(NO_BASICSR)
 
 
 def import_plugins() -> None:

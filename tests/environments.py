@@ -1,0 +1,40 @@
+"""Environments of their own that have what this one has, but for some packages."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import esc_arch
+
+
+def environment_without(folder: Path, *packages: str) -> Path:
+    """Make an environment in a folder, with links to all that is installed but these packages.
+
+    Args:
+        folder: Where; it is made.
+        packages: Names of distributions, as pip has them.
+
+    Returns:
+        Its Python.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    left_out = {path for name in packages for path in _installed_by(name)}
+    links = folder / "links"
+    links.mkdir()
+    for place in map(Path, sys.path):
+        for path in place.iterdir() if place.name.endswith("-packages") else ():
+            link = links / path.name
+            if path.name not in left_out and path.suffix != ".pth" and not link.exists():
+                link.symlink_to(path)
+    # The package itself may be a checkout that is installed in place.
+    ours = Path(esc_arch.__file__).parents[1]
+    (site_packages / "links.pth").write_text(f"{links}\n{ours}\n")
+    return folder / "bin" / "python"
+
+
+def _installed_by(name: str) -> set[str]:
+    """The top-level files and folders of all copies of a distribution that is installed."""
+    found = importlib.metadata.distributions(name=name)
+    return {Path(file).parts[0] for each in found for file in each.files or []} - {"..", "bin"}

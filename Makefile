@@ -87,6 +87,10 @@ check:
 	@$(FOUND) -c "import ensurepip, venv" 2> /dev/null || { echo \
 		"make: PYTHON=$(PYTHON): it cannot make environments; on Debian and Ubuntu:" \
 		"apt install python3-venv"; exit 1; }
+	@$(FOUND) -c "import os, sys, sysconfig; \
+		sys.exit(not os.path.exists(sysconfig.get_path('include') + '/Python.h'))" || echo \
+		"make: Python has no headers here: compile and Flex do not work; on Debian and Ubuntu:" \
+		"apt install python3-dev"
 	@command -v $${CXX:-g++} > /dev/null || command -v clang++ > /dev/null || echo \
 		"make: no C++ compiler: everything works, but the CPU takes several times as long, and" \
 		"compile and Flex do not work; on Debian and Ubuntu: apt install g++, then make clean"

@@ -1,7 +1,6 @@
 """What `basicsr train` and `basicsr test` share: flags, plugins, preflight, then BasicSR itself."""
 
 import argparse
-import importlib
 import os
 import re
 import shutil

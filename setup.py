@@ -80,7 +80,8 @@ class WheelOfAnyPython(bdist_wheel):
 
 
 # The lowest versions are those of tests/oldest.txt, which `make test-oldest` installs: they work
-# together, and have no known hole (what decides for pillow, requests, urllib3, opencv, pyvips-binary and tqdm).
+# together, and have no known hole (what decides for pillow, requests, urllib3, opencv,
+# pyvips-binary and tqdm).
 UPSCALING = [
     "numpy>=2.0",
     "pillow>=12.1.1",

@@ -13,7 +13,7 @@ from esc_arch.prepare.imresize import imresize
 
 
 def test_trains_compares_and_draws(tmp_path: Path, run_basicsr):
-    process = run_basicsr("demo", "--iterations", "5", "--picture", "shown/demo.png")
+    process = run_basicsr("demo", "--iterations", "2", "--picture", "shown/demo.png")
     output = process.stdout
     # After so few iterations ESC is behind, and the demo says so.
     assert process.returncode == 1, process.stderr[-2000:]

@@ -46,34 +46,42 @@ def test_train_saves_and_test_reads_what_it_saved(
     assert [image.name for image in images] == ["chelseax2_tiny_test.png", "coffeex2_tiny_test.png"]
 
 
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Runs the command in this process, which must refuse; returns the lines on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> list[str]:
+        assert main([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
 def test_all_errors_of_the_options_are_told_before_anything_is_created(
-    run_basicsr: Run, write_train_options: WriteOptions, tmp_path: Path
+    refused: Callable[..., list[str]], write_train_options: WriteOptions, tmp_path: Path
 ) -> None:
     options = write_train_options({"network_g:type": "EDSSR", "datasets:train:dataroot_gt": "gone"})
-    result = run_basicsr("train", "-opt", options, "--force_yml", "trian:ema_decay=0.9")
-    assert result.returncode == 2
-    lines = [line for line in result.stderr.splitlines() if line.startswith("basicsr: error: ")]
-    assert result.stderr.splitlines() == lines
+    lines = refused("train", "-opt", options, "--force_yml", "trian:ema_decay=0.9")
+    assert all(line.startswith("basicsr: error: ") for line in lines), lines
     for word in ("EDSSR", "gone", "trian"):
         assert any(word in line for line in lines), lines
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.yml"]
 
 
 def test_every_force_yml_entry_that_cannot_be_applied_is_a_line(
-    run_basicsr: Run, write_test_options: WriteOptions
+    refused: Callable[..., list[str]], write_test_options: WriteOptions
 ) -> None:
     entries = ["no_equals_sign", "train:absent:lr=1", "name=a=b"]
-    result = run_basicsr("test", "-opt", write_test_options(), "--force_yml", *entries)
-    assert result.returncode == 2
+    lines = refused("test", "-opt", write_test_options(), "--force_yml", *entries)
     for entry in entries:
-        assert f"basicsr: error: --force_yml {entry}: " in result.stderr
-    assert "Traceback" not in result.stderr
+        assert any(line.startswith(f"basicsr: error: --force_yml {entry}: ") for line in lines)
 
 
-def test_an_option_file_that_is_not_there_is_one_line(run_basicsr: Run) -> None:
-    result = run_basicsr("train", "-opt", "absent.yml")
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+def test_an_option_file_that_is_not_there_is_one_line(refused: Callable[..., list[str]]) -> None:
+    (line,) = refused("train", "-opt", "absent.yml")
     assert line.startswith("basicsr: error: ")
     assert "absent.yml" in line
 
@@ -124,6 +132,7 @@ def test_a_broken_plugin_is_one_line_that_names_it(
     assert not (tmp_path / "experiments").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_torchrun_trains_in_two_processes_without_a_gpu(
     write_train_options: WriteOptions, tmp_path: Path

@@ -82,6 +82,7 @@ def test_num_gpu_is_lowered_to_what_a_process_can_use(
     assert opt["num_gpu"] == expected
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_training_resumes_without_a_gpu_and_continues_where_it_was(
     write_train_options: Callable[..., Path], tmp_path: Path
@@ -169,6 +170,7 @@ def test_the_state_of_an_optimizer_and_a_scheduler_is_loaded_as_it_was(tmp_path:
     torch.testing.assert_close(moments, saved["optimizers"][0]["state"][0], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_a_slurm_task_without_a_gpu_joins_over_gloo(tmp_path: Path) -> None:
     code = """

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmdb
-import pytest
 
 READ = """
 import sys
@@ -48,15 +47,16 @@ def read(gt: Path, lq: Path) -> str:
     return read_all([gt], lq)[0]
 
 
-@pytest.mark.parametrize("share", [0, 0.1, 0.6])
-def test_a_truncated_lmdb_is_named(share: float, tmp_path: Path, paired_data):
-    copy = tmp_path / "cut.lmdb"
-    shutil.copytree(paired_data.train_gt, copy)
-    data = copy / "data.mdb"
-    data.write_bytes(data.read_bytes()[: int(share * data.stat().st_size)])
-    message = read(copy, paired_data.train_lq)
-    assert str(copy) in message
-    assert message.startswith("datasets: train: ")
+def test_a_truncated_lmdb_is_named(tmp_path: Path, paired_data):
+    copies = []
+    for share in (0, 0.1, 0.6):
+        copies.append(tmp_path / f"cut_to_{share}.lmdb")
+        shutil.copytree(paired_data.train_gt, copies[-1])
+        data = copies[-1] / "data.mdb"
+        data.write_bytes(data.read_bytes()[: int(share * data.stat().st_size)])
+    for copy, message in zip(copies, read_all(copies, paired_data.train_lq), strict=True):
+        assert str(copy) in message
+        assert message.startswith("datasets: train: ")
 
 
 def test_a_changed_bit_in_the_header_of_a_value_is_named(tmp_path: Path, paired_data):

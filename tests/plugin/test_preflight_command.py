@@ -15,6 +15,7 @@ WriteOptions = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.slow
 def test_files_that_yaml_and_basicsr_read_otherwise_train_and_test(
     write_train_options: WriteOptions, write_test_options: WriteOptions, run_basicsr: Run
 ) -> None:

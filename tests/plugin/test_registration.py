@@ -108,6 +108,7 @@ check()
     assert "all there" in output(code, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_spawned_loading_process_has_everything_before_it_reads(tmp_path: Path, paired_data):
     (tmp_path / "load.py").write_text(f"""
 import esc_arch

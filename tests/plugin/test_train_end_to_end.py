@@ -103,6 +103,7 @@ def test_trains_from_lmdb_validates_saves_resumes_and_tests_what_it_saved(
     assert re.findall(r"iter: +(\d+),", resumed) == ["5", "6"]
 
 
+@pytest.mark.slow
 def test_esc_trains_in_basicsrs_own_srmodel(
     write_train_options: WriteOptions, run_basicsr: RunBasicsr
 ):

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
@@ -70,7 +69,14 @@ def test_killed_and_resumed_it_ends_with_the_same_weights_and_losses(
     assert re.findall(r"Best: .*", resumed.log)[-1] == best[-1]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        pytest.param("SIGINT", marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_current_iteration_and_says_how_to_go_on(
     name: str, tmp_path: Path, reference: dict[str, Any], write_train_options
 ):
@@ -97,6 +103,7 @@ def test_a_signal_saves_the_current_iteration_and_says_how_to_go_on(
         check_same_end(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
     tmp_path: Path, write_train_options
 ):
@@ -123,6 +130,7 @@ def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
     assert sorted(losses(run.log)) == [3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_schedule_changed_on_resuming_gives_what_it_gives_from_the_start(
     tmp_path: Path, write_train_options
 ):
@@ -225,6 +233,7 @@ def test_tensorboard_on_a_full_disk_falls_silent_with_one_line(
     ]
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, write_train_options):
     options = write_train_options(OPTIONS)
     run = Run(
@@ -236,94 +245,3 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, write_train
     assert run.finish() == 2
     assert "Traceback" not in run.log
     assert run.log.strip().splitlines()[-1].endswith(": File too large")
-
-
-def test_keep_checkpoints_spares_the_newest_and_the_best(tmp_path: Path, write_train_options):
-    options = write_train_options(
-        {
-            **OPTIONS,
-            "train:total_iter": 6,
-            # Steps this long make the weights worse each time, so the first are the best.
-            "train:optim_g": {"type": "SGD", "lr": 0.5},
-            "train:ema_decay": None,
-            "val:val_freq": 1,
-            "logger:save_checkpoint_freq": 1,
-            "logger:keep_checkpoints": 2,
-        }
-    )
-    run = Run(tmp_path, "-opt", options)
-    assert run.finish() == 0, run.log[-3000:]
-    best = int(re.findall(r"Best: [\d.]+ @ (\d+) iter", run.log)[-1])
-    assert best < 5
-    experiment = tmp_path / "experiments" / "tiny"
-    kept = {path.stem for path in (experiment / "training_states").iterdir()}
-    assert kept == {str(best), "5", "6"}
-    weights = {path.stem for path in (experiment / "models").iterdir()}
-    assert weights == {f"net_g_{name}" for name in [*kept, "latest"]}
-
-
-def test_steps_that_are_not_finite_are_left_out_and_end_the_run_at_last(
-    tmp_path: Path, write_train_options
-):
-    options = write_train_options(
-        {
-            **OPTIONS,
-            "train:optim_g": {"type": "SGD", "lr": 1e38},
-            "train:max_bad_steps": 3,
-            "logger:save_checkpoint_freq": 1,
-        }
-    )
-    run = Run(tmp_path, "-opt", options)
-    assert run.finish() == 2
-    assert "Traceback" not in run.log
-    assert "this step is left out (2 in a row)" in run.log
-    last = run.log.strip().splitlines()[-1]
-    assert last.startswith("basicsr: error: train: max_bad_steps: 3: at iteration ")
-    assert re.search(r"learning rate \de\+3\d, images (astronaut|rocket)_\d+, ", last)
-    for path in (tmp_path / "experiments/tiny/models").iterdir():
-        for weights in load(path).values():
-            assert all(value.isfinite().all() for value in weights.values())
-
-
-@pytest.fixture
-def broken_lmdb(tmp_path: Path, paired_data) -> Path:
-    """A copy of the GT LMDB in which one value is cut short and one is missing."""
-    copy = tmp_path / "broken.lmdb"
-    shutil.copytree(paired_data.train_gt, copy)
-    with lmdb.open(str(copy)) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"rocket_180", transaction.get(b"rocket_180")[:200])
-        transaction.delete(b"astronaut_100")
-    return copy
-
-
-def test_a_bad_sample_ends_the_run_with_its_key_and_file(
-    broken_lmdb: Path, tmp_path: Path, write_train_options
-):
-    options = write_train_options({**OPTIONS, "datasets:train:dataroot_gt": str(broken_lmdb)})
-    run = Run(tmp_path, "-opt", options)
-    assert run.finish() == 2
-    errors = [line for line in run.log.splitlines() if line.startswith("basicsr: error:")]
-    assert len(errors) == 1, run.log[-3000:]
-    assert re.search(
-        rf"key '(rocket_180' of {broken_lmdb}: not a whole image"
-        rf"|astronaut_100' of {broken_lmdb}: missing)",
-        errors[0],
-    )
-
-
-def test_bad_samples_are_skipped_where_the_options_say_so(
-    broken_lmdb: Path, tmp_path: Path, write_train_options
-):
-    options = write_train_options(
-        {
-            **OPTIONS,
-            "train:total_iter": 12,
-            "datasets:train:dataroot_gt": str(broken_lmdb),
-            "datasets:train:on_bad_sample": "skip",
-        }
-    )
-    run = Run(tmp_path, "-opt", options)
-    assert run.finish() == 0, run.log[-3000:]
-    assert len(losses(run.log)) == 12
-    for key in ("rocket_180", "astronaut_100"):
-        assert re.search(rf"WARNING: datasets: train: key '{key}' .*skipped", run.log)

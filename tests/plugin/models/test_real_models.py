@@ -48,7 +48,10 @@ def write(folder: Path, name: str, gt: Path, total_iter: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["train_ESC_Real_x4_MSE", "train_ESC_Real_x4_GAN"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("train_ESC_Real_x4_MSE", marks=pytest.mark.slow), "train_ESC_Real_x4_GAN"],
+)
 def test_a_resumed_run_draws_the_same_pairs_from_its_pool(
     name: str, tmp_path: Path, paired_data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

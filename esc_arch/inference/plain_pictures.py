@@ -4,12 +4,14 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.picture_files import Picture, Source, source_in_memory
+from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
 
 _told = False
 
@@ -48,7 +50,12 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if profile is not None and profile[16:20] != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
         profile = None
-    return source_in_memory(Picture(pixels, Metadata(profile, exif=exif)), path)
+    colours = {}
+    if kind == "png":
+        with open(path, "rb") as file:
+            chunks = read_chunks(file)
+        colours = {name: chunks[name] for name in COLOUR_CHUNKS if name in chunks}
+    return source_in_memory(Picture(pixels, Metadata(profile, colours, exif)), path)
 
 
 def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:
@@ -62,11 +69,18 @@ def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:
     if picture.pixels.dtype != np.uint8 or kind == "tiff":
         raise UserError(f"16 bits a value and TIFF need libvips; {_INSTALL}")
     pixels = picture.pixels[:, :, 0] if picture.pixels.shape[2] == 1 else picture.pixels
-    options = {"icc_profile": picture.metadata.icc_profile}
-    if quality is not None:
-        options["quality"] = quality
+    of_jpeg = quality or 95
+    options: dict[str, Any] = {
+        "png": {},
+        "jpeg": {"quality": of_jpeg, "subsampling": 0 if of_jpeg >= 90 else 2},
+        "webp": {"lossless": True} if quality in (None, 100) else {"quality": quality},
+    }[kind]
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind.upper(), **options)
+    writer = ChunkWriter(buffer, picture.metadata.colour_chunks, ()) if kind == "png" else buffer
+    encoded = io.BytesIO()
+    options["icc_profile"] = picture.metadata.icc_profile
+    Image.fromarray(pixels).save(encoded, kind.upper(), **options)
+    writer.write(encoded.getvalue())
     return buffer.getvalue()
 
 

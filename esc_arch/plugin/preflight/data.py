@@ -190,6 +190,8 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str, dataset
 
 
 def _pairs(report: Report, path: Path, gt: Pictures, lq: Pictures, listed: bool) -> None:
+    if report.is_wrong((*path, "filename_tmpl")):
+        return  # What the names of LQ are is not known.
     form = report.get(*path, "filename_tmpl")
     form = form if isinstance(form, str) and template(form) is None else "{}"
     if listed:

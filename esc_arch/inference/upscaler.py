@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Beyond this the features of a picture take gigabytes, and it goes tile by tile.
 LARGEST_WHOLE = 1024 * 1024
 DEFAULT_TILE = 512
+# Rows of a result that are rounded at once.
+_ROWS = 64
 
 Watch = Callable[[Iterable], Iterable]
 
@@ -213,10 +215,14 @@ class Upscaler:
         with self._turn:
             while left:
                 with torch.inference_mode():
-                    strip = next(strips)[0, :, :left, : source.width * scale].clamp_(0, 1)
-                    values = strip.permute(1, 2, 0).mul(largest).round_().numpy()
-                left -= len(values)
-                yield values.astype(source.dtype)
+                    strip = next(strips)[0, :, :left, : source.width * scale]
+                left -= strip.shape[1]
+                # In parts, since a strip is the largest thing in memory as it is.
+                for part in strip.split(_ROWS, 1):
+                    with torch.inference_mode():
+                        values = part.clamp(0, 1).permute(1, 2, 0).mul(largest).round_()
+                    yield values.numpy().astype(source.dtype)
+                del strip, part, values
 
     def tiles_needed(self, height: int, width: int) -> bool:
         """Whether a picture goes tile by tile."""

@@ -1,7 +1,9 @@
 """Reading and writing pictures of the usual kinds, by libvips: as a whole or row by row."""
 
+import functools
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ PICTURE_SUFFIXES = frozenset(
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
 _SAVE_AS = "save it as PNG or TIFF with 8 or 16 bits a value"
 _FLOATS = ("float", "double")
+_importing = threading.Lock()
 
 
 @dataclass
@@ -123,6 +126,13 @@ def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
 
 def vips_or_none() -> Any:
     """The library, or None where there is none for this machine."""
+    # Another thread would find the module half imported while this one's import fails.
+    with _importing:
+        return _import_vips()
+
+
+@functools.cache
+def _import_vips() -> Any:
     os.environ.setdefault("VIPS_WARNING", "1")  # Warnings about metadata, which never decides.
     try:
         import pyvips

@@ -4,7 +4,8 @@
     python benchmarks/gpu_static.py --targets 90 gfx942 --dtypes bf16 --json static.json
 
 Triton compiles each kernel ahead of time for each GPU with the compilers of its wheel. Instructions
-a score are those of the inner loop, divided by the scores that it computes. An NVIDIA
+a score are those of the inner loop, divided by the scores that it computes; in a ConvFFN, by its
+hidden values. An NVIDIA
 multiprocessor issues 128 lanes and 16 exponentials a clock, so that beyond 8 instructions a score
 the exponentials are no longer the bound. Ends with status 1 if a kernel spills registers or needs
 more shared memory than the smallest GPUs have (99 KB, AMD 64 KB).
@@ -21,8 +22,9 @@ import torch
 import triton
 from compile_ahead import Compiled, compile_for, exponentials_in, target_of
 
-from esc_arch.kernels.gpu import attention_backward
+from esc_arch.kernels.gpu import attention_backward, pixel_kernels
 from esc_arch.kernels.gpu.attention_forward import window_attention_forward
+from esc_arch.kernels.gpu.pixel_layers import PIXELS, WARPS, launch_constants
 from esc_arch.kernels.gpu.window_attention import launch_for
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +34,14 @@ ATTENTION = {
     "keys": attention_backward.keys_pass,
     "bias": attention_backward.bias_pass,
 }
-KERNELS = list(ATTENTION)
+# Those that go by pixels, with ESC's channels.
+DIM, HIDDEN, PDIM = 64, 128, 16
+LAYERS = {
+    "project": pixel_kernels.project_kernel,
+    "conv_ffn": pixel_kernels.conv_ffn_kernel,
+    "conv_attn": pixel_kernels.conv_attn_kernel,
+}
+KERNELS = [*ATTENTION, *LAYERS]
 LANES_A_CLOCK, EXPONENTIALS_A_CLOCK = 128, 16
 # RDNA 3 has no matrix units for float32, and Triton holds both factors of a product in registers.
 KNOWN_TO_SPILL = {("gfx1100", "fp32")}
@@ -93,6 +102,20 @@ def compile_attention(
     return compiled, figures
 
 
+def compile_layer(name: str, target: str, dtype: str) -> tuple[Compiled, dict[str, Any]]:
+    """Compile a kernel of the convolutions as it is launched for ESC."""
+    amd = target_of(target).backend == "hip"
+    constants = launch_constants(DTYPES[dtype], DIM, HIDDEN, PDIM, 3, amd)
+    constants["PRECISION"] = "ieee"
+    compiled = compile_for(target, LAYERS[name], {"_ptr": dtype}, constants, WARPS, 1)
+    # Elsewhere what is inside of the loop over hidden channels is not unrolled.
+    if name == "conv_attn" or target not in ("80", "89", "90"):
+        return compiled, {}
+    loop = compiled.inner_loop(exponential=True)
+    lanes = 32 * WARPS / (PIXELS * constants["BLOCK_K"])
+    return compiled, {"instructions_a_hidden_value": round(len(loop) * lanes, 1)}
+
+
 def measure(
     name: str, target: str, dtype: str, compile_kernel: Callable[..., Any], *shape: int
 ) -> dict[str, Any]:
@@ -114,18 +137,22 @@ def measure(
 def main() -> int:
     args = build_parser().parse_args()
     print(f"triton {triton.__version__}")
-    print("kernel   target  dtype  D   W  registers  spills  shared  instructions  scores a clock")
+    print("kernel     target dtype   DxW registers  spills   shared instructions  scores a clock")
+    shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     rows = []
-    for shape in args.shapes:
-        head_dim, window_size = map(int, shape.split("x"))
-        for name in args.kernels:
+    for name in args.kernels:
+        compile_kernel = compile_attention if name in ATTENTION else compile_layer
+        for shape in shapes if name in ATTENTION else [()]:
             for dtype in args.dtypes:
                 for target in args.targets:
-                    row = measure(name, target, dtype, compile_attention, head_dim, window_size)
+                    row = measure(name, target, dtype, compile_kernel, *shape)
                     rows.append(row)
-                    loop = row["instructions_a_score"] or "", row.get("scores_a_clock", "")
+                    counted = row.get(
+                        "instructions_a_score", row.get("instructions_a_hidden_value")
+                    )
+                    loop = counted or "", row.get("scores_a_clock", "")
                     print(
-                        f"{name:8} {target:>7} {dtype:>5} {head_dim:3} {window_size:3}"
+                        f"{name:9} {target:>7} {dtype:>5} {'x'.join(map(str, shape)):>5}"
                         f" {row['registers']:9} {row['spills']:7} {row['shared']:8}"
                         f" {loop[0]:>12} {loop[1]:>10}",
                         flush=True,

@@ -1,14 +1,14 @@
 """The GPU kernels of window attention, run by Triton's interpreter on the CPU, against float64.
 
-test_triton_attention.py runs this in a process of its own, with TRITON_INTERPRET=1 from the start:
+test_triton_kernels.py runs this in a process of its own, with TRITON_INTERPRET=1 from the start:
 Triton's own functions look at it when Triton is imported, which torch may have done.
 """
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
+from interpreter import products_of_bfloat16  # noqa: F401
 from torch import Tensor
 
 from esc_arch.archs import ESC
@@ -32,24 +32,6 @@ SHAPES = [
 # Errors that are small whatever torch's own are: some units in the last place.
 SMALL = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 DTYPES = list(SMALL)
-
-
-@pytest.fixture(autouse=True)
-def products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter keeps bfloat16 as its bits, and multiplies these as integers."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    def values(operand: "interpreter.TensorHandle") -> np.ndarray:
-        if operand.dtype.scalar != tl.bfloat16:
-            return operand.data
-        return (operand.data.astype(np.uint32) << 16).view(np.float32)
-
-    def create_dot(self: object, a: object, b: object, start: object, *_: object) -> object:
-        product = np.matmul(values(a), values(b), dtype=start.data.dtype)
-        return interpreter.TensorHandle(product + start.data, start.dtype.scalar)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 def make_inputs(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The GPU kernels of window attention, as far as a machine without a GPU can tell."""
+"""The GPU kernels, as far as a machine without a GPU can tell."""
 
 import importlib
 import os
@@ -25,11 +25,12 @@ def run(*command: object, interpret: bool) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_interpreted_the_kernels_agree_with_float64() -> None:
+@pytest.mark.parametrize(("file", "tests"), [("attention", 35), ("layers", 30)])
+def test_interpreted_the_kernels_agree_with_float64(file: str, tests: int) -> None:
     options = ("-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-rs")
-    result = run("-m", "pytest", HERE / "interpreted_attention.py", *options, interpret=True)
+    result = run("-m", "pytest", HERE / f"interpreted_{file}.py", *options, interpret=True)
     assert result.returncode == 0, result.stdout
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= 35, result.stdout
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= tests, result.stdout
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_compiled_ahead_the_kernels_of_esc_neither_spill_nor_exceed_shared_memor
     options = ("--targets", *targets, "--dtypes", "bf16", "fp16")
     result = run(STATIC, *options, interpret=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(result.stdout.splitlines()) == 2 + 4 * 2 * len(targets)
+    assert len(result.stdout.splitlines()) == 2 + 7 * 2 * len(targets)
 
 
 @pytest.mark.slow

@@ -104,24 +104,25 @@ def test_the_kernels_of_the_wheel_load_in_other_pythons(compiled: Path, tmp_path
     wheel = zipfile.ZipFile(compiled)
     (name,) = [name for name in wheel.namelist() if "/_cpu_kernels." in name]
     wheel.extract(name, tmp_path)
-    found = {
-        shutil.which(f"python3.{minor}", path=os.environ["PATH"]) for minor in range(10, 15)
-    } - {None}
-    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(sys.version_info[:2])"
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).esc_sources; print(sys.version_info[:2])"
     loaded = set()
-    for python in [sys.executable, *found]:
-        command = [python, "-c", code, str(tmp_path / name)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if "pyenv" in result.stderr:  # Only the name is there.
-            continue
-        assert result.returncode == 0, result.stderr
-        loaded.add(result.stdout)
-    assert loaded
+    for minor in range(10, 15):
+        command = [str(ROOT / ".ci" / "find_python"), f"python3.{minor}"]
+        python = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        if python:
+            command = [python, "-c", code, str(tmp_path / name)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+            loaded.add(result.stdout)
+    if len(loaded) < 2:
+        pytest.skip(f"one Python is installed: {loaded}")
 
 
 @needs_a_compiler
 @pytest.mark.slow
-def test_the_wheel_runs_where_there_is_no_compiler(compiled: Path, tmp_path: Path) -> None:
+def test_the_wheel_runs_without_a_compiler_or_a_second_openmp(
+    compiled: Path, tmp_path: Path
+) -> None:
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     (site_packages,) = environment.glob("lib/python*/site-packages")
@@ -133,9 +134,16 @@ def test_the_wheel_runs_where_there_is_no_compiler(compiled: Path, tmp_path: Pat
         "import esc_arch, torch\n"
         "from esc_arch.archs import NETWORKS\n"
         "from esc_arch.kernels.cpu.library import library\n"
+        "def openmp():\n"
+        "    paths = {line.split()[-1] for line in open('/proc/self/maps') if '/' in line}\n"
+        "    names = ('libgomp', 'libomp', 'libiomp')\n"
+        "    return {path for path in paths if path.rpartition('/')[2].startswith(names)}\n"
+        "before = openmp()\n"
+        "assert len(before) == 1, before\n"
         "assert library() is not None\n"
         "attention = NETWORKS['FlashWindowAttn'](32, 8, 2, attn_type='Fused')\n"
         "assert torch.isfinite(attention(torch.randn(1, 32, 16, 16))).all()\n"
+        "assert openmp() == before\n"
         "print(esc_arch.__file__)\n"
     )
     python = environment / "bin" / "python"

@@ -26,8 +26,9 @@ def make_data(
         is_lmdb = data["io_backend"]["type"] == "lmdb"
         # Patches must fit in, and make a batch.
         side = max(12, -(-data.get("gt_size", 0) // options.get("scale", 1)))
-        if data.get("batch_size_per_gpu", 1) > len(pictures):
-            entries.append(f"datasets:{key}:dataset_enlarge_ratio={data['batch_size_per_gpu']}")
+        batch = data.get("batch_size", data.get("batch_size_per_gpu", 1))
+        if batch > len(pictures):
+            entries.append(f"datasets:{key}:dataset_enlarge_ratio={batch}")
         template = data.get("filename_tmpl", "{}")
         for kind, scale in (("gt", options.get("scale", 1)), ("lq", 1)):
             if f"dataroot_{kind}" not in data:

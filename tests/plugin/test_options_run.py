@@ -50,7 +50,7 @@ def small_run(options: dict[str, Any]) -> list[str]:
     train = options["datasets"].get("train")
     if train is not None:
         entries = ["train:total_iter=2", "logger:print_freq=1"]
-        entries += ["datasets:train:batch_size_per_gpu=1", "datasets:train:num_worker_per_gpu=0"]
+        entries += ["datasets:train:batch_size=1", "datasets:train:num_worker_per_gpu=0"]
         patch = 12 * options["scale"]
         entries.append(f"{'gt_size' if 'gt_size' in options else 'datasets:train:gt_size'}={patch}")
     return entries

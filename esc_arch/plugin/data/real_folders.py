@@ -11,6 +11,11 @@ from esc_arch.errors import UserError
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+def images_below(root: str) -> list[str]:
+    """Paths of all images below a folder, at any depth, sorted."""
+    return sorted(str(path) for path in Path(root).rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
 class RealESRGANDataset(ListedRealESRGANDataset):
     """BasicSR's data set of this name; `meta_info` may be absent with the disk backend.
 
@@ -30,8 +35,6 @@ class RealESRGANDataset(ListedRealESRGANDataset):
             return
         super().__init__({**opt, "meta_info": os.devnull})
         self.opt = opt
-        self.paths = sorted(
-            str(path) for path in Path(root).rglob("*") if path.suffix.lower() in SUFFIXES
-        )
+        self.paths = images_below(root)
         if not self.paths:
             raise UserError(f"dataroot_gt {root}: no images in it, at any depth")

@@ -175,8 +175,9 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str, dataset
         for key in (main, "dataroot_lq") if kind in _PAIRED else (main,):
             place = (*path, key)
             if key not in sides and isinstance(value.get(key), str) and value[key]:
-                find = pictures.in_lmdb if is_lmdb else pictures.in_folder
-                sides[key] = find(value[key])
+                deep = kind == "RealESRGANDataset"
+                root = value[key]
+                sides[key] = pictures.in_lmdb(root) if is_lmdb else pictures.in_folder(root, deep)
     except Unusable as problem:
         report.error(place, str(problem))
         return
@@ -245,18 +246,16 @@ def _sizes(report: Report, path: Path, value: dict[str, Any], found: Pictures, k
 
 
 def _count(report: Report, path: Path, value: dict[str, Any], count: int) -> None:
-    batch = report.get(*path, "batch_size_per_gpu")
-    ratio = value.get("dataset_enlarge_ratio", 1)
+    key = "batch_size" if "batch_size" in value else "batch_size_per_gpu"
+    batch, ratio = report.get(*path, key), value.get("dataset_enlarge_ratio", 1)
     processes = os.environ.get("WORLD_SIZE", "1")
     processes = max(int(processes), 1) if processes.isdigit() else 1
     if not (is_number(batch) and is_number(ratio)) or report.is_wrong(path):
         return
-    if "batch_size" in value:
-        return
     samples = math.ceil(count * ratio / processes)
-    if samples < batch:
+    if samples < (batch // processes if key == "batch_size" else batch):
         report.error(
-            (*path, "batch_size_per_gpu"),
+            (*path, key),
             f"{batch}, but there are {samples} pictures a process: not one batch; a larger "
             "dataset_enlarge_ratio uses each more often",
         )

@@ -312,8 +312,11 @@ def check_together(report: Report, model: type | None) -> None:
         if not any(not report.is_unread(("train", key)) for key in losses):
             report.error(("train", "pixel_opt"), "missing; there is no loss to train with")
     queue = report.get("queue_size")
-    batch = report.get("datasets", "train", "batch_size_per_gpu")
-    if is_number(queue) and is_number(batch) and not report.is_unread(("queue_size",)):
+    batch, total = (
+        report.get("datasets", "train", key) for key in ("batch_size_per_gpu", "batch_size")
+    )
+    is_read = not report.is_unread(("queue_size",))
+    if is_number(queue) and is_number(batch) and is_read and total is None:
         if queue % batch:
             report.error(
                 ("queue_size",), f"{queue} must be a multiple of batch_size_per_gpu, {batch}"

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from esc_arch.plugin.data.real_folders import images_below
 from esc_arch.plugin.preflight.table import is_number
 from esc_arch.plugin.preflight.wording import one_line
 
@@ -56,9 +57,11 @@ def spread(things: list[Any], count: int) -> list[Any]:
     return [things[number * (len(things) - 1) // (count - 1)] for number in range(count)]
 
 
-def in_folder(root: str) -> Pictures:
-    """The files of a folder, as BasicSR finds them."""
+def in_folder(root: str, deep: bool = False) -> Pictures:
+    """The files of a folder, as BasicSR finds them; of all below it if `deep`."""
     root = os.path.expanduser(root)
+    if deep:
+        return Pictures(root, [os.path.relpath(path, root) for path in images_below(root)])
     with os.scandir(root) as entries:
         names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
     return Pictures(root, names)

@@ -163,6 +163,7 @@ RULES: list[tuple[str, Rule]] = [
     (_DATA + "use_rot", truth),
     (_DATA + "num_worker_per_gpu", Whole(0, 4096)),
     (_DATA + "batch_size_per_gpu", Whole(1, 65536)),
+    (_DATA + "batch_size", Whole(1, 65536)),
     (_DATA + "dataset_enlarge_ratio", number(0, above=True)),
     (_DATA + "prefetch_mode", one_of(None, "cpu", "cuda")),
     (_DATA + "num_prefetch_queue", Whole(1)),

@@ -231,7 +231,7 @@ def real_options(name: str, **changes: Any) -> dict[str, Any]:
         opt["network_d"] = {"type": "DeepUNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 8}
         opt["train"].pop("perceptual_opt")
     opt["path"] = {"strict_load_g": True}
-    opt.update(num_gpu=0, gt_size=64, queue_size=2)
+    opt.update(num_gpu=0, gt_size=64, queue_size=3)
     return {**opt, **changes}
 
 
@@ -255,8 +255,8 @@ def test_both_stages_train_on_folders_without_a_list(
     opt.pop("val")
     train = opt["datasets"]["train"]
     train.update(dataroot_gt=str(photographs_in_folders), io_backend={"type": "disk"})
-    train.update(batch_size_per_gpu=1, num_worker_per_gpu=0)
-    train.pop("meta_info", None)
+    # Of the four, two are in the folder itself.
+    train.update(batch_size=3, num_worker_per_gpu=0)
     opt["datasets"] = {"train": train}
     opt["train"]["total_iter"] = 2
     opt["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False}

@@ -39,7 +39,8 @@ def write(folder: Path, name: str, gt: Path, total_iter: int) -> Path:
     options = load(name)
     options.pop("val")
     train = options["datasets"]["train"]
-    train.update(dataroot_gt=str(gt), batch_size_per_gpu=1, num_worker_per_gpu=0)
+    train.update(dataroot_gt=str(gt), io_backend={"type": "lmdb"})
+    train.update(batch_size=1, num_worker_per_gpu=0)
     options["datasets"] = {"train": train}
     options["train"]["total_iter"] = total_iter
     logger = {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False}

@@ -13,6 +13,7 @@ from esc_arch.errors import UserError
 from esc_arch.plugin.compat.patching import swapped
 from esc_arch.plugin.data.exact_order import GuardedDataset, ResumableSampler
 from esc_arch.plugin.data.prefetching import FaithfulPrefetchLoader
+from esc_arch.plugin.models.validating import keep_images_apart
 
 
 class RunData:
@@ -98,6 +99,8 @@ class RunData:
         @functools.wraps(create)
         def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
             loader, sampler, val_loaders, _, total_iters = create(opt, logger)
+            if (opt.get("val") or {}).get("save_img"):
+                keep_images_apart(each.dataset for each in val_loaders)
             if len(sampler) < loader.batch_size:
                 ratio = opt["datasets"]["train"].get("dataset_enlarge_ratio", 1)
                 raise UserError(

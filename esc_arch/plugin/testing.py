@@ -1,6 +1,10 @@
 """What `basicsr test` runs: BasicSR's testing, with bad images named and older results kept."""
 
-from collections.abc import Sequence
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import basicsr.data
@@ -28,8 +32,8 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
 
     Raises:
         UserError: An image or the checkpoint cannot be read.
+        SystemExit: A signal asked for the end.
     """
-
     folder = ExperimentFolder()
     options: dict[str, Any] = {}
 
@@ -52,6 +56,7 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
     build_dataset, parse_options = basicsr.test.build_dataset, basicsr.test.parse_options
     make_exp_dirs = basicsr.test.make_exp_dirs
     with (
+        _ended_by_sigterm(),
         plain_errors(),
         swapped(basicsr.data, PrefetchDataLoader=FaithfulPrefetchLoader),
         swapped(
@@ -64,9 +69,25 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
     ):
         try:
             basicsr.test.test_pipeline(root_path)
-        except Exception:
+        except BaseException:
+            # Ctrl-C too: half of the new results are worth less than all of the older ones.
             folder.restore()
             raise
         finally:
             folder.release()
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as errors do, not in the middle of everything."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("basicsr: stopped by SIGTERM, older results are back in place", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

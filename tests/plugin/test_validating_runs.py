@@ -74,8 +74,30 @@ def test_images_of_one_name_are_refused_where_they_would_be_saved(
     }
     with pytest.raises(UserError, match=r"chelseax2\.(bmp|png) would both be saved as chelseax2"):
         train(write_train_options({"datasets:val_2": single, "val:save_img": True}))
-    # Save first, then end.
-    assert state(4)["iter"] == 4
+    assert not Path("experiments/tiny").exists()
+
+
+def test_images_of_two_sets_with_equal_names_are_saved_apart(
+    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
+):
+    shutil.copytree(paired_data.val_lq, tmp_path / "lq")
+    flipped = cv2.flip(cv2.imread(str(tmp_path / "lq" / "chelseax2.png")), 1)
+    cv2.imwrite(str(tmp_path / "lq" / "chelseax2.png"), flipped)
+    single = {
+        "name": "real",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(tmp_path / "lq"),
+        "io_backend": {"type": "disk"},
+    }
+    log = train(write_train_options({"datasets:val_2": single, "val:save_img": True}))
+    assert "real: chelseax2 is an image of tiny_val too: images of real are saved in" in log
+    folder = Path("experiments/tiny/visualization")
+    # Where BasicSR puts them, and apart.
+    first, second = (
+        cv2.imread(str(folder / part / "chelseax2" / "chelseax2_4.png")) for part in ("", "real")
+    )
+    assert first.shape == second.shape and (first != second).any()
+    assert (folder / "real" / "coffeex2" / "coffeex2_4.png").is_file()
 
 
 def test_gt_that_is_too_large_for_its_lq_is_refused_in_validation(

@@ -49,10 +49,9 @@ class PaddedEvaluation:
     @property
     def window_size(self) -> int:
         """Multiple that evaluation pads to; 1 for a network without windows."""
-        window_size = self.opt["network_g"].get("window_size")
-        if window_size is None:
-            window_size = getattr(self.get_bare_model(self.net_g), "window_size", 1)
-        return window_size
+        # The network knows better than its options: with `unshuffle_mod` its windows are larger.
+        own = getattr(self.get_bare_model(self.net_g), "window_size", None)
+        return own if type(own) is int else self.opt["network_g"].get("window_size") or 1
 
 
 def _read_tile(opt: dict[str, Any]) -> tuple[int, int] | None:

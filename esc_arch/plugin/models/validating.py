@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Validating:
         """
         dataset = dataloader.dataset
         if save_img:
-            refuse_same_names(dataset)
+            saved_names(dataset)
         # A data set without GT must not be compared with what was trained on last.
         self.__dict__.pop("gt", None)
         metrics = (self.opt.get("val") or {}).get("metrics") or {}
@@ -66,10 +66,15 @@ class Validating:
         mean, std = dataset.opt.get("mean"), dataset.opt.get("std")
         self._normalization = (mean, std) if mean is not None or std is not None else None
         self._values, self._without_gt = defaultdict(list), set()
+        path = self.opt["path"]
+        pictures = path.get("visualization")
+        if getattr(dataset, "saved_apart", False):
+            path["visualization"] = os.path.join(pictures, dataset.opt["name"])
         try:
             with random_states_kept(), swapped(sr_model, calculate_metric=self._measure):
                 super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         finally:
+            path["visualization"] = pictures
             self._values = self._normalization = None
         if self.opt["is_train"] and metrics:
             results = self._measured()
@@ -205,8 +210,8 @@ class Validating:
             self._keep_measured(results)
 
 
-def refuse_same_names(dataset: Any) -> None:
-    """Refuse a data set two of whose images would be saved under one name.
+def saved_names(dataset: Any) -> dict[str, str]:
+    """Names that the images of a data set are saved under, and where each comes from.
 
     Args:
         dataset: As BasicSR builds them.
@@ -226,3 +231,28 @@ def refuse_same_names(dataset: Any) -> None:
                 f"would both be saved as {printable(stem)}; rename one, or val: save_img: false"
             )
         seen[stem] = path
+    return seen
+
+
+def keep_images_apart(datasets: Iterable[Any]) -> None:
+    """Have validation sets with images of equal names save them in folders of their own.
+
+    In training BasicSR saves by the image's name alone, so that one set overwrites another's.
+
+    Args:
+        datasets: All validation sets of a training.
+
+    Raises:
+        UserError: Two LQ images of one set differ in folder or suffix only.
+    """
+    owners: dict[str, str] = {}
+    for dataset in datasets:
+        name = dataset.opt["name"]
+        both = sorted(owners.keys() & saved_names(dataset).keys())
+        if both:
+            dataset.saved_apart = True
+            get_root_logger().warning(
+                f"{name}: {printable(both[0])} is an image of {owners[both[0]]} too: images of "
+                f"{name} are saved in visualization/{name}."
+            )
+        owners.update(dict.fromkeys(saved_names(dataset), name))

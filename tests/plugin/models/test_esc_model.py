@@ -138,6 +138,19 @@ def test_the_window_of_the_network_counts_where_the_options_leave_it_out():
     assert build(options(network_g=dict(CONVOLUTIONS_ONLY), is_train=False)).window_size == 1
 
 
+def test_a_network_that_folds_pixels_is_padded_to_windows_of_what_it_folds():
+    network_g = {**TINY_ESC, "type": "ESCRealM", "unshuffle_mod": True}
+    model = build(options(network_g=network_g, is_train=False))
+    lq = torch.rand(1, 3, 18, 21, generator=torch.Generator().manual_seed(0))
+    model.feed_data({"lq": lq})
+    model.test()
+    # Windows of 8 are of pixels folded 2 by 2.
+    padded = torch.from_numpy(np.pad(lq.numpy(), ((0, 0), (0, 0), (0, 14), (0, 11)), "reflect"))
+    with torch.no_grad():
+        expected = model.net_g(padded)[..., :36, :42]
+    torch.testing.assert_close(model.output, expected, rtol=0, atol=0)
+
+
 def test_validation_uses_the_ema_weights():
     model = build(options())
     train(model, 3)

@@ -91,13 +91,13 @@ def test_images_of_two_sets_with_equal_names_are_saved_apart(
     }
     log = train(write_train_options({"datasets:val_2": single, "val:save_img": True}))
     assert "real: chelseax2 is an image of tiny_val too: images of real are saved in" in log
-    folder = Path("experiments/tiny/visualization")
+    pictures = Path("experiments/tiny/visualization")
     # Where BasicSR puts them, and apart.
     first, second = (
-        cv2.imread(str(folder / part / "chelseax2" / "chelseax2_4.png")) for part in ("", "real")
+        cv2.imread(str(pictures / part / "chelseax2" / "chelseax2_4.png")) for part in ("", "real")
     )
     assert first.shape == second.shape and (first != second).any()
-    assert (folder / "real" / "coffeex2" / "coffeex2_4.png").is_file()
+    assert (pictures / "real" / "coffeex2" / "coffeex2_4.png").is_file()
 
 
 def test_gt_that_is_too_large_for_its_lq_is_refused_in_validation(

@@ -59,12 +59,14 @@ def write_weights(path: Path, network: dict[str, Any]) -> None:
     import torch
     from basicsr.archs import build_network
 
+    from esc_arch.errors import UserError
+
     try:
         with torch.device("meta"):
             shapes = {
                 name: value.shape for name, value in build_network(network).state_dict().items()
             }
-    except (KeyError, RuntimeError, NotImplementedError):
+    except (KeyError, RuntimeError, NotImplementedError, UserError):
         shapes = {"unknown": (1,)}
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     torch.save({"params": state, "params_ema": state}, path)

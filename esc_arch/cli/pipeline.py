@@ -98,7 +98,6 @@ def run(
             is_train,
             datasets,
             random_weights=random_weights,
-            auto_resume=args.auto_resume,
             safety_only=args.no_preflight,
         )
     except Exception as error:

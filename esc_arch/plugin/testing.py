@@ -16,6 +16,7 @@ from esc_arch.plugin.data.prefetching import FaithfulPrefetchLoader
 from esc_arch.plugin.disk_faults import plain_errors
 from esc_arch.plugin.experiment import ExperimentFolder
 from esc_arch.plugin.models.durable import build_durable_model
+from esc_arch.plugin.models.validating import saved_names
 from esc_arch.plugin.preflight.reading import choose_datasets
 from esc_arch.plugin.run_data import refuse_same_set_names
 
@@ -38,7 +39,10 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
     options: dict[str, Any] = {}
 
     def build(dataset_opt: dict[str, Any]) -> GuardedDataset:
-        return GuardedDataset(build_dataset(dataset_opt), dataset_opt)
+        dataset = GuardedDataset(build_dataset(dataset_opt), dataset_opt)
+        if options["save_img"]:
+            saved_names(dataset)
+        return dataset
 
     def parse(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
         opt, parsed = parse_options(*args, **kwargs)
@@ -47,7 +51,7 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
             opt["datasets"] = {key: opt["datasets"][key] for key in chosen}
         refuse_same_set_names(opt["datasets"])
         opt["val"] = {"save_img": False, "suffix": None, **(opt.get("val") or {})}
-        options.update(file=parsed.opt)
+        options.update(file=parsed.opt, save_img=opt["val"]["save_img"])
         return opt, parsed
 
     def make(opt: dict[str, Any]) -> None:

@@ -47,6 +47,11 @@ NETWORKS = {
     "ESC_FlashBias": {**ESC, "attn_type": "FlashBias", "flashbias_rank": 48},
     "ESC_Real": {**ESC, "type": "ESCReal", "n_blocks": 10, "exp_ratio": 2},
 }
+NETWORKS["ESC_Real_FlashBias"] = {
+    **NETWORKS["ESC_Real"],
+    "attn_type": "FlashBias",
+    "flashbias_rank": 48,
+}
 PARAMETERS = {
     "ESC": {2: 946728, 3: 955383, 4: 967500},
     "ESC_DFLIP": {2: 946728, 3: 955383, 4: 967500},
@@ -78,6 +83,7 @@ def test_every_model_of_the_family_has_its_files() -> None:
     expected |= {f"test_{m}_x{s}" for m in ("ESC_DFLIP", "ESC_XL_DF2K") for s in (2, 3, 4)}
     expected |= {f"train_ESC_XL_DF2K_x{s}_{stage}" for s in (2, 3, 4) for stage in ("PT", "FT")}
     expected |= {f"{mode}_ESC_FlashBias_x2" for mode in ("train", "test")}
+    expected |= {"test_ESC_Real_FlashBias_x4_GAN"}
     expected |= {f"{mode}_ESC_Real_x4_{s}" for mode in ("train", "test") for s in ("MSE", "GAN")}
     assert expected <= set(FILES)
 
@@ -214,7 +220,7 @@ def test_testing_uses_ema_weights_on_the_benchmarks(name: str) -> None:
     options = load(name)
     model, scale = family(name)
     assert options["path"]["param_key_g"] == "params_ema"
-    if model != "ESC_Real":
+    if not model.startswith("ESC_Real"):
         sets = {data["name"]: data for data in options["datasets"].values()}
         all_sets = ["Set5", "Set14", "B100", "Urban100", "Manga109"]
         # What ships was measured on the first two.

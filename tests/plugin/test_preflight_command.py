@@ -5,11 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from esc_arch.cli.main import main
-from esc_arch.plugin.preflight import check_options
 
 WriteOptions = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -87,48 +85,3 @@ def test_a_finding_can_be_passed_by_but_not_what_is_unsafe(
     path = str(write_train_options({"train:ssim_opt": {"type": "SSIMLoss"}, "train:total_iter": 1}))
     assert main(["train", "-opt", path, "--no-preflight"]) == 0
     assert (tmp_path / "experiments" / "tiny" / "models" / "net_g_latest.pth").is_file()
-
-
-@pytest.mark.parametrize("root", ["experiments", "elsewhere"])
-@pytest.mark.parametrize(
-    "change, expected",
-    [
-        ({}, None),
-        ({"train:optim_g": {"type": "AdamW", "lr": 1e-3}}, None),
-        (
-            {"train:optim_g": {"type": "SGD", "lr": 1e-3}},
-            "train:optim_g:type: {state} was saved with an optimizer that has betas",
-        ),
-        (
-            {"train:scheduler": {"type": "CosineAnnealingRestartLR", "periods": [9]}},
-            "train:scheduler:type: {state} was saved with MultiStepLR",
-        ),
-    ],
-)
-def test_a_state_of_another_optimizer_or_schedule_is_refused_before_the_start(
-    change: dict,
-    expected: str | None,
-    root: str,
-    write_train_options: WriteOptions,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
-    schedule = {"milestones": {3: 1}, "last_epoch": 2}
-    state = Path(root, "tiny/training_states/2.state")
-    state.parent.mkdir(parents=True)
-    content = {"iter": 2, "epoch": 0, "optimizers": [optimizer.state_dict()]}
-    torch.save({**content, "schedulers": [schedule]}, state)
-    if root != "experiments":
-        change = {**change, "path:experiments_root": root}
-    path = write_train_options(change)
-    for found in (
-        check_options(path, auto_resume=True).errors,
-        check_options(path, [f"path:resume_state={state}"]).errors,
-    ):
-        if expected is None:
-            assert found == []
-        else:
-            [error] = found
-            assert error.startswith(expected.format(state=state))

@@ -190,6 +190,30 @@ def test_pairs_that_do_not_match_are_named(
     assert "not a picture that can be read" in only_error(path)
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("chelsea.png\ncoffee.png\n\n", "list.txt: line 3, the last, is blank; remove it"),
+        ("chelsea.png\n\ncoffee.png\n", "list.txt: line 2 is blank; remove it"),
+        ("\ufeffchelsea.png\n", "list.txt: line 1 starts with a byte order mark"),
+        ("chelsea.png\t(40,48,3)\n", "list.txt: line 1: a space must follow the name, not a tab"),
+        ("", "list.txt: is empty; it must name pictures"),
+        ("chelsea.png\nrocket.png\n", "list.txt: line 2: rocket.png is not below "),
+        ("chelsea.png (40,48,3) 1\ncoffee.png\n", None),
+    ],
+)
+def test_a_list_of_pictures_is_looked_through_line_by_line(
+    content: str, expected: str | None, write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text(content, encoding="utf-8")
+    path = write_train_options({"datasets:val:meta_info_file": str(tmp_path / "list.txt")})
+    if expected is None:
+        assert check(path) == []
+    else:
+        error = only_error(path)
+        assert error.startswith("datasets:val:meta_info_file: ") and expected in error
+
+
 def test_lmdbs_that_do_not_match_are_named(
     write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
 ) -> None:

@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,10 @@ from esc_arch.plugin.compat.resumption import resume_state_loading
 
 
 def options_loaded_safely(options: ModuleType) -> None:
-    """BasicSR reads option files with a YAML loader that builds any Python object they name."""
+    """BasicSR reads option files with a YAML loader that builds any Python object they name.
+
+    And `train: optim_d: *optim_g` is one mapping to it, from which `type` is taken twice.
+    """
     import yaml
 
     def wrap(ordered_yaml: Callable) -> Callable:
@@ -28,15 +30,10 @@ def options_loaded_safely(options: ModuleType) -> None:
             ):
                 return loader, dumper
 
-            class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-                pass
+            # Here, for it needs BasicSR's registries.
+            from esc_arch.plugin.preflight.reading import OptionLoader
 
-            def ordered(loader: Loader, node: yaml.MappingNode) -> OrderedDict:
-                loader.flatten_mapping(node)
-                return OrderedDict(loader.construct_pairs(node))
-
-            Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, ordered)
-            return Loader, dumper
+            return OptionLoader, dumper
 
         return wrapper
 
@@ -74,7 +71,6 @@ def options_without_enough_gpus(options: ModuleType) -> None:
     - A seed that BasicSR draws is another one in each process, and on each resumption.
     - `debug` anywhere in a name changes three options; here it does at the beginning of a name.
     - `path: experiments_root` is overwritten.
-    - `train: optim_d: *optim_g` is one mapping, from which `type` is taken twice.
     """
 
     def wrap(parse_options: Callable) -> Callable:
@@ -85,7 +81,6 @@ def options_without_enough_gpus(options: ModuleType) -> None:
             reader = _YamlReader(options.yaml)
             with swapped(options, yaml=reader):
                 opt, parsed = parse_options(*args, **kwargs)
-            opt = _unshared(opt)
             # Here too, for it knows options by what reads them.
             from esc_arch.plugin.preflight.reading import settle
 
@@ -124,15 +119,6 @@ class _YamlReader(wrapt.ObjectProxy):
             if isinstance(loaded.get("name"), str):
                 loaded["name"] = RunName(loaded["name"])
         return loaded
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which nothing stands twice, as YAML's aliases would have it."""
-    if isinstance(value, dict):
-        return type(value)((key, _unshared(each)) for key, each in value.items())
-    if isinstance(value, list):
-        return [_unshared(each) for each in value]
-    return value
 
 
 def _agree_on_seed(opt: dict, given: dict, parsed: Any, options: ModuleType) -> None:

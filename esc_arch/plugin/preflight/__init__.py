@@ -26,7 +26,6 @@ from esc_arch.plugin.preflight.files import (
 )
 from esc_arch.plugin.preflight.reading import apply_force_yml, keep_datasets, read_option_file
 from esc_arch.plugin.preflight.report import Report
-from esc_arch.plugin.preflight.resume import check_resume
 from esc_arch.plugin.preflight.wording import one_line
 from esc_arch.plugin.scale_option import name_the_scale
 
@@ -40,7 +39,6 @@ def check_options(
     datasets: Iterable[str] | None = None,
     *,
     random_weights: bool = False,
-    auto_resume: bool = False,
     safety_only: bool = False,
 ) -> Report:
     """Find what is wrong with an option file. Creates, downloads and changes nothing.
@@ -53,7 +51,6 @@ def check_options(
         is_train: Whether it is for `basicsr train` or `basicsr test`.
         datasets: Names of the data sets to test on; all of the file by default.
         random_weights: Whether a test of a network without weights is meant.
-        auto_resume: Whether the run goes on from its newest training state.
         safety_only: Only look for what may run code or touch files that are not the run's.
 
     Returns:
@@ -81,8 +78,6 @@ def check_options(
             keys.check_io_backend(report, ("datasets", phase, "io_backend"), safety_only=True)
         return report
     _check(report, model, os.path.dirname(path), random_weights)
-    if is_train:
-        check_resume(report, auto_resume)
     return report
 
 

@@ -6,14 +6,28 @@ import itertools
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from esc_arch.plugin.preflight.wording import unshared
+
 MAX_CALLS = 5_000_000
 """Function calls after which a network counts as too large to build; ESC-XL takes about 60,000."""
+
+
+def failure(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Exception | None:
+    """The error of a call that options describe; None if it works, or is too large to try."""
+    try:
+        with quietly():
+            function(*arguments, **unshared(keywords))
+    except (TooLarge, MemoryError, PermissionError):
+        pass
+    except Exception as error:
+        return error
+    return None
 
 
 class TooLarge(BaseException):  # noqa: N818

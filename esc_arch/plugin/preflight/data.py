@@ -11,8 +11,7 @@ from torch import nn
 
 from esc_arch.plugin.preflight import pictures
 from esc_arch.plugin.preflight.files import is_file, root_problem
-from esc_arch.plugin.preflight.keys import check_io_backend, hint_for
-from esc_arch.plugin.preflight.known import is_known, loop_words, words_of
+from esc_arch.plugin.preflight.keys import check_io_backend, unread_of
 from esc_arch.plugin.preflight.pictures import Pictures, Unusable
 from esc_arch.plugin.preflight.registered import registered_type
 from esc_arch.plugin.preflight.report import Path, Report
@@ -42,13 +41,13 @@ def check_datasets(report: Report) -> None:
         dataset = registered_type(report, DATASET_REGISTRY, (*path, "type"), "data set")
         bases = inspect.getmro(dataset) if inspect.isclass(dataset) else ()
         if bases:
-            _unread(report, path, dataset)
+            unread_of(report, path, dataset)
         check_io_backend(report, (*path, "io_backend"))
         _values(report, path, value)
         roots_there = _roots(report, path, value)
         kind = next((c.__name__ for c in bases if c.__name__ in _UNDERSTOOD), None)
         if kind and roots_there:
-            _files(report, path, value, kind, dataset)
+            _files(report, path, value, kind)
         name = value.get("name")
         if phase != "train" and isinstance(name, str) and called.setdefault(name, key) != key:
             report.error(
@@ -62,19 +61,6 @@ def check_datasets(report: Report) -> None:
             report.error(("datasets",), "must have at least one data set, such as test_1")
         if not report.is_train:
             _offer_fewer(report, sections)
-
-
-def _unread(report: Report, path: Path, dataset: type) -> None:
-    known = words_of(dataset) | loop_words(("datasets", path[1]))
-    for key, value in report.section(*path).items():
-        if is_known(key, known):
-            continue
-        report.unread.add((*path, key))
-        hint = hint_for(report, (*path, key), known)
-        if "seed" in key.split("_") and value is not None:
-            report.error((*path, key), f"nothing reads this key{hint}")
-        else:
-            report.warn((*path, key), f"nothing reads this key, it has no effect{hint}")
 
 
 def _offer_fewer(report: Report, sections: dict[str, Any]) -> None:
@@ -146,24 +132,14 @@ def _roots(report: Report, path: Path, value: dict[str, Any]) -> bool:
     return all_there
 
 
-def _files(report: Report, path: Path, value: dict[str, Any], kind: str, dataset: type) -> None:
+def _files(report: Report, path: Path, value: dict[str, Any], kind: str) -> None:
     """Check that the pictures of a data set are there, in pairs, and large enough."""
     backend = value.get("io_backend")
     is_lmdb = isinstance(backend, dict) and backend.get("type") == "lmdb"
     list_key = "meta_info" if kind.startswith("RealESRGAN") else "meta_info_file"
     listed = None if is_lmdb else value.get(list_key)
     place = (*path, list_key)
-    if report.is_wrong(place):
-        return
-    if kind == "RealESRGANDataset" and not is_lmdb and listed is None:
-        # A fork's, or one that is mended, may look for the pictures itself.
-        method = dataset.__init__
-        if method.__module__ == "basicsr.data.realesrgan_dataset" and not hasattr(
-            method, "__wrapped__"
-        ):
-            report.error(place, "missing; it is a list of the pictures below dataroot_gt")
-        return
-    if kind == "RealESRGANPairedDataset" and listed is not None:
+    if report.is_wrong(place) or (kind == "RealESRGANPairedDataset" and listed is not None):
         return
     main = "dataroot_lq" if kind == "SingleImageDataset" else "dataroot_gt"
     if not isinstance(value.get(main), str):
@@ -186,7 +162,7 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str, dataset
         return
     if kind in _PAIRED and len(sides) == 2:
         _pairs(report, path, sides["dataroot_gt"], sides["dataroot_lq"], listed is not None)
-    if not report.is_wrong(path):
+    if sides[main].names and not report.is_wrong(path):
         _sizes(report, path, value, sides[main], kind)
 
 
@@ -233,16 +209,6 @@ def _sizes(report: Report, path: Path, value: dict[str, Any], found: Pictures, k
         side = min(sizes[smallest]) * scale
         if 2 * border >= side:
             report.error(place, f"{border} leaves nothing of {one_line(smallest)}, of {side}")
-    if report.get("val", "save_img"):
-        stems: dict[str, str] = {}
-        for name in found.names:
-            stem = os.path.splitext(os.path.basename(name))[0]
-            if stems.setdefault(stem, name) != name:
-                report.error(
-                    (*path, "dataroot_lq"),
-                    f"{one_line(stems[stem])} and {one_line(name)} would be saved as one picture",
-                )
-                return
 
 
 def _count(report: Report, path: Path, value: dict[str, Any], count: int) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from esc_arch.plugin.preflight.known import is_known, loop_words, words_of
@@ -27,6 +28,7 @@ _EXPONENT_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 _NO_FOLDERS = ("strict_load", "pretrain_network", "resume", "param_key")
 _SECTIONS = {(key,) for key in ("datasets", "path", "train", "val", "logger", "dist_params")}
 _SECTIONS |= {("logger", "wandb")}
+_DATA = ("datasets",)
 # What these hold is handed on as keywords.
 _CHECKED_AS_CALLED = re.compile(r"network_.*|optim_.*|scheduler|metrics|.*_opt")
 # BasicSR sets these itself, whatever the file says, in training and in testing.
@@ -65,26 +67,34 @@ def check_unread(report: Report, model: type | None) -> None:
         sections += [("train",), ("logger",), ("logger", "wandb"), ("dist_params",)]
     if model is not None:
         for section in sections:
-            _unread_of(report, section, loop_words(section) | words_of(model), model)
+            unread_of(report, section, model)
     check_paths(report, model)
 
 
-def _unread_of(report: Report, section: Path, known: frozenset[str], model: type) -> None:
+def unread_of(
+    report: Report, section: Path, reader: type, known: frozenset[str] | None = None
+) -> None:
+    """Find the keys of a section that nothing reads.
+
+    Args:
+        report: The options.
+        section: The section.
+        reader: The model or data set that gets it.
+        known: What is read of it; by default what `reader` and BasicSR's loop read.
+    """
+    known = loop_words(section) | words_of(reader) if known is None else known
     for key, value in report.section(*section).items():
         path = (*section, key)
         # One seed is read; that the word stands in this package's own states is no reading.
         other_seed = "seed" in key.split("_") and path != ("manual_seed",)
-        if other_seed:
-            plugins = [c for c in inspect.getmro(model) if not _is_ours(c)]
-            other_seed = not any(key in words_of(plugin) for plugin in plugins)
-        if is_known(key, known) and not other_seed:
+        if is_known(key, known) and not (other_seed and not _read_by_plugin(key, reader)):
             # Sections with a type are checked against what that takes; others hold more keys.
-            is_own = isinstance(value, dict) and "type" not in value
+            is_own = isinstance(value, dict) and "type" not in value and section[:1] != _DATA
             if is_own and path not in _SECTIONS and not _CHECKED_AS_CALLED.fullmatch(key):
-                _unread_of(report, path, known, model)
+                unread_of(report, path, reader, known)
             continue
         report.unread.add(path)
-        hint = hint_for(report, path, known) or _models_that_read(key, model)
+        hint = hint_for(report, path, known) or _models_that_read(key, reader)
         if not _is_grave(path, value):
             report.warn(path, f"nothing reads this key, it has no effect{hint}")
         else:
@@ -123,7 +133,7 @@ def _is_grave(path: Path, value: Any) -> bool:
 
 
 def _models_that_read(key: str, model: type) -> str:
-    if key in ("type", "name"):
+    if key in ("type", "name") or not issubclass(model, BaseModel):
         return ""
     names = [
         name.removesuffix("_basicsr")
@@ -139,7 +149,6 @@ def _models_that_read(key: str, model: type) -> str:
 def check_paths(report: Report, model: type | None) -> None:
     """Refuse keys under `path` that nothing reads: BasicSR makes a folder of most."""
     known = loop_words(("path",)) | (words_of(model) if model else frozenset())
-    plugins = [c for c in inspect.getmro(model) if not _is_ours(c)] if model else []
     for key, value in report.section("path").items():
         path = ("path", key)
         about_weights = any(word in key for word in _NO_FOLDERS)
@@ -151,7 +160,7 @@ def check_paths(report: Report, model: type | None) -> None:
             continue
         if report.is_train and key == "experiments_root":
             continue
-        if any(is_known(key, words_of(plugin)) for plugin in plugins):
+        if model is not None and _read_by_plugin(key, model):
             continue
         report.unread.add(path)
         if about_weights and _has_no_effect(report, key, value):
@@ -162,8 +171,11 @@ def check_paths(report: Report, model: type | None) -> None:
         report.error(path, f"nothing reads this key{folder}{hint}")
 
 
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in ("basicsr", "esc_arch", "builtins")
+def _read_by_plugin(key: str, reader: type) -> bool:
+    """Whether a class, or a base of it, that is neither BasicSR's nor ours may read a key."""
+    ours = ("basicsr", "esc_arch", "builtins")
+    plugins = (c for c in inspect.getmro(reader) if c.__module__.partition(".")[0] not in ours)
+    return any(is_known(key, words_of(plugin)) for plugin in plugins)
 
 
 def _has_no_effect(report: Report, key: str, value: Any) -> bool:

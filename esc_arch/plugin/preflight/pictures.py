@@ -95,14 +95,18 @@ def in_list(path: str, root: str) -> Pictures:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             last = ", the last," if number == len(lines) else ""
-            raise Unusable(f"line {number}{last} is blank; remove it")
+            raise Unusable(f"{one_line(path)}: line {number}{last} is blank; remove it")
         name = line.strip().split(" ")[0]
         if "\t" in name or name.endswith(","):
-            raise Unusable(f"line {number}: a space must follow the name, not {name[-1:]!r}")
+            raise Unusable(
+                f"{one_line(path)}: line {number}: a space must follow the name, not a tab or comma"
+            )
         names.append(name)
     for number, name in spread(list(enumerate(names, 1)), _FILES_ASKED_FOR):
         if not os.path.isfile(os.path.join(root, name)):
-            raise Unusable(f"line {number}: {one_line(name)} is not below {one_line(root)}")
+            raise Unusable(
+                f"{one_line(path)}: line {number}: {one_line(name)} is not below {one_line(root)}"
+            )
     return Pictures(root, names)
 
 

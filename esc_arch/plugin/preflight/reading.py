@@ -11,7 +11,7 @@ import yaml
 from esc_arch.plugin.preflight.files import exists, is_file
 from esc_arch.plugin.preflight.report import Path
 from esc_arch.plugin.preflight.table import rule_of
-from esc_arch.plugin.preflight.wording import meant_key, one_line, show
+from esc_arch.plugin.preflight.wording import meant_key, one_line, show, unshared
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -44,13 +44,6 @@ def _mapping(loader: OptionLoader, node: yaml.MappingNode) -> OrderedDict[Any, A
 
 
 OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def unshared(value: Any) -> Any:
-    """A copy in which nothing is there by reference only."""
-    if isinstance(value, dict):
-        return type(value)((key, unshared(part)) for key, part in value.items())
-    return [unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def settle(options: dict[str, Any]) -> None:

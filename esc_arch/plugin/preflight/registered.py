@@ -19,13 +19,12 @@ from basicsr.utils.registry import (
 
 from esc_arch.plugin.models.optimizers import optimizer_names
 from esc_arch.plugin.preflight import vgg
-from esc_arch.plugin.preflight.build import TooLarge, quietly
+from esc_arch.plugin.preflight.build import TooLarge, failure, quietly
 from esc_arch.plugin.preflight.keys import registered
 from esc_arch.plugin.preflight.known import parameters_of, words_of
-from esc_arch.plugin.preflight.reading import unshared
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import is_number, truth
-from esc_arch.plugin.preflight.wording import meant_key, meant_type, one_line, show
+from esc_arch.plugin.preflight.wording import meant_key, meant_type, one_line, show, unshared
 
 # BasicSR builds these by their type; a model of others may have sections of its own without.
 _LOSSES = ("pixel_opt", "perceptual_opt", "gan_opt", "ldl_opt", "feature_matching_opt")
@@ -127,7 +126,7 @@ def check_network(report: Report, key: str, built: dict[str, torch.nn.Module]) -
     network = registered_type(report, ARCH_REGISTRY, (key, "type"), "network")
     if network is None:
         return
-    options = {name: value for name, value in report.section(key).items() if name != "type"}
+    options = _without(report.section(key), "type")
     for name in ("upscaling_factor", "upscale"):
         factor, scale = options.get(name), report.get("scale")
         if key == "network_g" and is_number(factor) and is_number(scale) and factor != scale:
@@ -202,6 +201,10 @@ def check_operators(report: Report, built: dict[str, torch.nn.Module]) -> None:
                 break
 
 
+def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}
+
+
 def check_losses(report: Report) -> None:
     """Check each loss under `train`."""
     for key, value in report.section("train").items():
@@ -220,12 +223,7 @@ def check_losses(report: Report) -> None:
         if "layer_weights" in value:
             vgg.check(report, path)
             continue
-        try:
-            with quietly():
-                loss(**unshared({name: v for name, v in value.items() if name != "type"}))
-        except (TooLarge, PermissionError):
-            pass
-        except Exception as error:
+        if error := failure(loss, **_without(value, "type")):
             named = getattr(loss, "__name__", str(loss))
             report.error(path, one_line(error) or f"{named} does not take these values")
 
@@ -263,13 +261,7 @@ def _call(report: Report, path: Path, metric: Any, images: list[str], options: A
     side = 256 + 2 * int(border if is_number(border) else 0)
     random = np.random.default_rng(0)
     pictures = {n: random.integers(0, 256, (side, side, 3), dtype=np.uint8) for n in images}
-    keywords = {k: v for k, v in options.items() if k not in ("type", "better")}
-    try:
-        with quietly():
-            metric(**pictures, **unshared(keywords))
-    except (TooLarge, MemoryError):
-        pass
-    except Exception as error:
+    if error := failure(metric, **pictures, **_without(options, "type", "better")):
         hint = ""
         if options["type"].endswith("_pt"):
             hint = f"; it takes tensors, validation has pictures: {options['type'][:-3]}"
@@ -299,11 +291,8 @@ def check_optimizers(report: Report) -> None:
             report.error((*path, "lr"), "missing; it is the learning rate")
         if report.is_wrong(path):
             continue
-        try:
-            with quietly():
-                keywords = {k: v for k, v in value.items() if k != "type"}
-                optimizer([torch.zeros(1, requires_grad=True)], **unshared(keywords))
-        except Exception as error:
+        parameters = [torch.zeros(1, requires_grad=True)]
+        if error := failure(optimizer, parameters, **_without(value, "type")):
             report.error(path, f"{name} does not take these values: {one_line(error)}")
 
 

@@ -1,10 +1,18 @@
 """How findings show values and names: always on one line, never long, with hints that are right."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
 _SUFFIXES = ("Model", "Loss", "Dataset")
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which nothing is there by reference only."""
+    if isinstance(value, dict):
+        return type(value)((key, unshared(part)) for key, part in value.items())
+    return [unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def show(value: Any) -> str:
@@ -53,22 +61,13 @@ def meant_type(name: str, known: Iterable[str]) -> str:
     written = name[:100].lower()
     for other in known:
         correct = other.lower()
-        swaps = (
-            written[:n] + written[n + 1] + written[n] + written[n + 2 :]
-            for n in range(len(written) - 1)
-        )
-        if written == correct or correct in swaps:
-            return f"; did you mean {other}?"
-    for other in known:
-        correct = other.lower()
-        if abs(len(correct) - len(written)) != 1:
-            continue
-        short, long = sorted((written, correct), key=len)
-        place = next((n for n, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), -1)
+        start = len(os.path.commonprefix([written, correct]))
+        end = len(os.path.commonprefix([written[start:][::-1], correct[start:][::-1]]))
+        # What is left between the beginning and the end that both have.
+        rests = written[start : len(written) - end], correct[start : len(correct) - end]
         stem = next((other.removesuffix(s) for s in _SUFFIXES if other.endswith(s)), other)
-        in_suffix = place >= len(stem) or place == -1
-        if (in_suffix or len(stem) >= 6) and short[place:] == long[place + 1 :]:
-            return f"; did you mean {other}?"
-        if place == -1 and long.startswith(short):
+        is_swap = len(rests[0]) == 2 and rests[0] == rests[1][::-1]
+        is_letter = {len(rest) for rest in rests} == {0, 1}
+        if written == correct or is_swap or (is_letter and (start >= len(stem) or len(stem) > 5)):
             return f"; did you mean {other}?"
     return ""

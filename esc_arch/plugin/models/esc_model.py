@@ -9,10 +9,11 @@ import torch
 from basicsr.losses import build_loss
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
-from torch import Tensor, nn
+from torch import Tensor
 
 from esc_arch.errors import UserError
 from esc_arch.kernels.cpu.library import note_on_bfloat16
+from esc_arch.plugin.models.averaged_weights import AveragedWeights
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteSteps
 from esc_arch.plugin.models.optimizers import any_torch_optimizer
@@ -29,7 +30,7 @@ AMP_DTYPES = {
 GRADIENT_CLIP_HALVED = 50_000
 
 
-class ESCModel(Checkpointing, FiniteSteps, PaddedEvaluation, SRModel):
+class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SRModel):
     """BasicSR's SRModel with the evaluation of ESC and what training it needs today.
 
     Everything that SRModel does stays: losses, EMA, schedulers, validation on any number of
@@ -52,8 +53,7 @@ class ESCModel(Checkpointing, FiniteSteps, PaddedEvaluation, SRModel):
       (0.33) of `total_iter` on, logged as `l_mesa`; zero before.
     - `train: reset_momentum_iter`: before this iteration, or each of these, the optimizer's
       moments and step counts go back to zero.
-    - `use_ema: true` (top level): pretrained weights are the file's `params_ema`, whatever
-      `param_key_g` says.
+    - `use_ema`, see `AveragedWeights`.
     - `val: tile`, see `PaddedEvaluation`.
     - `val: pbar`: the progress bar, which is on by default here.
 
@@ -230,14 +230,6 @@ class ESCModel(Checkpointing, FiniteSteps, PaddedEvaluation, SRModel):
             for value in state.values():
                 if isinstance(value, Tensor):
                     value.zero_()
-
-    def load_network(
-        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
-    ) -> None:
-        """Load weights, see `Checkpointing`; with `use_ema: true` the averaged ones."""
-        if self.opt.get("use_ema") and param_key is not None:
-            param_key = "params_ema"
-        super().load_network(net, load_path, strict, param_key)
 
     def _forward_for_training(self) -> Tensor:
         try:

@@ -7,15 +7,18 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.realesrnet_model import RealESRNetModel
 
 from esc_arch.errors import UserError
+from esc_arch.plugin.models.averaged_weights import AveragedWeights
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteOptimizers
 from esc_arch.plugin.models.padded import PaddedEvaluation
 
 
-class RealHATMSEModel(Checkpointing, FiniteOptimizers, PaddedEvaluation, RealESRNetModel):
+class RealHATMSEModel(
+    AveragedWeights, Checkpointing, FiniteOptimizers, PaddedEvaluation, RealESRNetModel
+):
     """First stage: BasicSR's RealESRNetModel, evaluated on whole windows.
 
-    Beyond RealESRNetModel's options: `gt_usm` may be absent (false).
+    Beyond RealESRNetModel's options: `gt_usm` may be absent (false), and `use_ema`.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -60,12 +63,17 @@ class GradientPenalty:
 
 
 class RealHATGANModel(
-    Checkpointing, FiniteOptimizers, PaddedEvaluation, GradientPenalty, RealESRGANModel
+    AveragedWeights,
+    Checkpointing,
+    FiniteOptimizers,
+    PaddedEvaluation,
+    GradientPenalty,
+    RealESRGANModel,
 ):
     """Second stage: BasicSR's RealESRGANModel, evaluated on whole windows.
 
     Beyond RealESRGANModel's options: `l1_gt_usm`, `percep_gt_usm` and `gan_gt_usm` may be absent
-    (true, true and false, as ESC-Real was trained), and those of `GradientPenalty`.
+    (true, true and false, as ESC-Real was trained), `use_ema`, and those of `GradientPenalty`.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:

@@ -67,14 +67,14 @@ class Validating:
         self._normalization = (mean, std) if mean is not None or std is not None else None
         self._values, self._without_gt = defaultdict(list), set()
         path = self.opt["path"]
-        pictures = path.get("visualization")
         if getattr(dataset, "saved_apart", False):
-            path["visualization"] = os.path.join(pictures, dataset.opt["name"])
+            folder = os.path.join(path["visualization"], dataset.opt["name"])
+            self.opt["path"] = {**path, "visualization": folder}
         try:
             with random_states_kept(), swapped(sr_model, calculate_metric=self._measure):
                 super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
         finally:
-            path["visualization"] = pictures
+            self.opt["path"] = path
             self._values = self._normalization = None
         if self.opt["is_train"] and metrics:
             results = self._measured()

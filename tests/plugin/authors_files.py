@@ -84,4 +84,5 @@ def of_a_peer(name: str, network: dict[str, Any], scale: int) -> dict[str, Any]:
     options.pop("use_ema")
     options["name"] = f"test_{name}_DFLIP_x{scale}"
     options["network_g"] = {"type": name, "upscale": scale, **network}
+    options["path"]["pretrain_network_g"] = f"experiments/pretrained_models/{name}_DFLIP.pth"
     return options

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import OrderedDict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from basicsr.losses import build_loss
@@ -64,6 +64,8 @@ class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SR
 
     # Takes `train: accumulate_steps` apart itself.
     accumulates = True
+    # What stands among a loss's options and is no keyword of it.
+    loss_options: ClassVar = {"mesa_opt": ("start_ratio",)}
 
     def __init__(self, opt: dict[str, Any]) -> None:
         """Build the network, and for training the losses, optimizer and schedulers.

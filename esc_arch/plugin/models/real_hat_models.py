@@ -1,6 +1,6 @@
 """The two stages of ESC-Real under the names that the authors' option files use."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from basicsr.losses import gradient_penalty_loss
 from basicsr.models.realesrgan_model import RealESRGANModel
@@ -33,6 +33,7 @@ class GradientPenalty:
     """
 
     gp_lambda: float | None = None
+    loss_options: ClassVar = {"gan_opt": ("use_gp", "gp_lambda")}
 
     def init_training_settings(self) -> None:
         """Take the options that GANLoss does not know."""

@@ -95,7 +95,7 @@ def _check(report: Report, model: type | None, folder: str, random_weights: bool
     registered.check_operators(report, built)
     check_networks_fit(report, built)
     if report.is_train:
-        registered.check_losses(report)
+        registered.check_losses(report, model)
         registered.check_optimizers(report)
         registered.check_scheduler(report, as_run)
         registered.check_wandb(report)

@@ -87,7 +87,7 @@ def unread_of(
         path = (*section, key)
         # One seed is read; that the word stands in this package's own states is no reading.
         other_seed = "seed" in key.split("_") and path != ("manual_seed",)
-        if is_known(key, known) and not (other_seed and not _read_by_plugin(key, reader)):
+        if is_known(key, known) and not (other_seed and not read_by_plugin(key, reader)):
             # Sections with a type are checked against what that takes; others hold more keys.
             is_own = isinstance(value, dict) and "type" not in value and section[:1] != _DATA
             if is_own and path not in _SECTIONS and not _CHECKED_AS_CALLED.fullmatch(key):
@@ -160,7 +160,7 @@ def check_paths(report: Report, model: type | None) -> None:
             continue
         if report.is_train and key == "experiments_root":
             continue
-        if model is not None and _read_by_plugin(key, model):
+        if model is not None and read_by_plugin(key, model):
             continue
         report.unread.add(path)
         if about_weights and _has_no_effect(report, key, value):
@@ -171,7 +171,7 @@ def check_paths(report: Report, model: type | None) -> None:
         report.error(path, f"nothing reads this key{folder}{hint}")
 
 
-def _read_by_plugin(key: str, reader: type) -> bool:
+def read_by_plugin(key: str, reader: type) -> bool:
     """Whether a class, or a base of it, that is neither BasicSR's nor ours may read a key."""
     ours = ("basicsr", "esc_arch", "builtins")
     plugins = (c for c in inspect.getmro(reader) if c.__module__.partition(".")[0] not in ours)

@@ -20,7 +20,7 @@ from basicsr.utils.registry import (
 from esc_arch.plugin.models.optimizers import optimizer_names
 from esc_arch.plugin.preflight import vgg
 from esc_arch.plugin.preflight.build import TooLarge, failure, quietly
-from esc_arch.plugin.preflight.keys import registered
+from esc_arch.plugin.preflight.keys import read_by_plugin, registered
 from esc_arch.plugin.preflight.known import parameters_of, words_of
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import is_number, truth
@@ -205,8 +205,15 @@ def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in keys}
 
 
-def check_losses(report: Report) -> None:
-    """Check each loss under `train`."""
+def check_losses(report: Report, model: type | None) -> None:
+    """Check each loss under `train`.
+
+    Args:
+        report: The options.
+        model: The model, which may take options out of a loss's before it builds that: those that
+            its `loss_options` names, or what a plugin's reads.
+    """
+    taken = getattr(model, "loss_options", {})
     for key, value in report.section("train").items():
         path = ("train", key)
         if not key.endswith("_opt") or not isinstance(value, dict) or not value:
@@ -218,12 +225,16 @@ def check_losses(report: Report) -> None:
                 report.error((*path, "type"), "missing; it names the loss")
             continue
         loss = registered_type(report, LOSS_REGISTRY, (*path, "type"), "loss")
-        if loss is None or not check_keywords(report, path, loss) or report.is_wrong(path):
+        own = [name for name in value if model and read_by_plugin(str(name), model)]
+        extra = ("type", *taken.get(key, ()), *own)
+        if loss is None or not check_keywords(report, path, loss, extra=extra):
+            continue
+        if report.is_wrong(path):
             continue
         if "layer_weights" in value:
             vgg.check(report, path)
             continue
-        if error := failure(loss, **_without(value, "type")):
+        if error := failure(loss, **_without(value, *extra)):
             named = getattr(loss, "__name__", str(loss))
             report.error(path, one_line(error) or f"{named} does not take these values")
 

@@ -39,12 +39,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     info.add_argument("files", nargs="+", metavar="NAME|PATH")
 
+    card = actions.add_parser("card", help="print what a file says of itself, as JSON")
+    card.add_argument("file", metavar="NAME|PATH")
+    card.add_argument(
+        "--openmodeldb", action="store_true", help="as OpenModelDB takes it, its fields checked"
+    )
+    card.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        help="where the file can be downloaded, for OpenModelDB; may be repeated",
+    )
+    card.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field that the file does not tell, such as license=CC-BY-4.0; may be repeated",
+    )
+    card.add_argument("-o", "--output", type=Path, metavar="FILE", help="write it there")
+
 
 def run(args: argparse.Namespace) -> int:
     """Do one action. 0 if all went well, 1 if some of several failed."""
-    return {"list": _list, "download": _download, "verify": _verify, "info": _info}[args.action](
-        args
-    )
+    actions = {
+        "list": _list,
+        "download": _download,
+        "verify": _verify,
+        "info": _info,
+        "card": _card,
+    }
+    return actions[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -62,7 +87,8 @@ def _list(args: argparse.Namespace) -> int:
                 checkpoint.network_g["type"],
                 f"x{checkpoint.network_g['upscaling_factor']}",
                 f"{checkpoint.parameters:,}",
-                checkpoint.metadata.get("data", "not recorded"),
+                checkpoint.metadata.get("data")
+                or checkpoint.metadata.get("dataset", "not recorded"),
                 "in the package",
             )
         )
@@ -100,6 +126,7 @@ def _download(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError, printable
     from esc_arch.zoo import local
+    from esc_arch.zoo.card import digest_fault
     from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, shipped
 
     files = args.files or [*shipped().values(), *_downloaded()]
@@ -108,7 +135,10 @@ def _verify(args: argparse.Namespace) -> int:
 
     def verify(file: str | Path) -> None:
         path = local.find(file) or local.resolve(file)
-        network_g = local.verify_checkpoint(path).network_g
+        checkpoint = local.verify_checkpoint(path)
+        if fault := digest_fault(checkpoint.metadata, checkpoint.best):
+            raise UserError(f"{printable(path)}: {fault}")
+        network_g = checkpoint.network_g
         known = local.checksum_known(path)
         checksum = "checksum right" if known else "no checksum to compare with"
         network = f"{network_g['type']} x{network_g['upscaling_factor']}"
@@ -130,6 +160,7 @@ def _info(args: argparse.Namespace) -> int:
     import yaml
 
     from esc_arch.errors import printable
+    from esc_arch.zoo.card import OPTIONS, digest_fault
     from esc_arch.zoo.loading import read_checkpoint
     from esc_arch.zoo.local import resolve
 
@@ -148,11 +179,56 @@ def _info(args: argparse.Namespace) -> int:
         print(f"parameters: {checkpoint.parameters:,}")
         print(f"weights: {', '.join(checkpoint.params)}")
         for key, value in checkpoint.metadata.items():
-            print(f"{printable(key)}: {printable(value)}")
+            # What these say stands above and below, from the tensors themselves.
+            if key not in (OPTIONS, "architecture", "scale"):
+                print(f"{printable(key)}: {printable(value)}")
+        if fault := digest_fault(checkpoint.metadata, checkpoint.best):
+            print(f"basicsr: {printable(checkpoint.path)}: {fault}", file=sys.stderr)
         print()
         print(yaml.safe_dump({"network_g": network_g}, sort_keys=False), end="")
 
     return _each(show, args.files, alone_raises=True)
+
+
+def _card(args: argparse.Namespace) -> int:
+    import json
+
+    from esc_arch.errors import UserError, printable
+    from esc_arch.whole_files import write_atomically
+    from esc_arch.zoo.card import FIELDS, describe, openmodeldb
+    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.zoo.local import resolve
+
+    if args.url and not args.openmodeldb:
+        raise UserError("--url: belongs to --openmodeldb")
+    given = {}
+    for entry in args.set:
+        key, equals, value = entry.partition("=")
+        if not equals or key not in FIELDS:
+            raise UserError(
+                f"--set {printable(entry)}: must be FIELD=VALUE, with one of {', '.join(FIELDS)}"
+            )
+        given[key] = value
+    checkpoint = read_checkpoint(resolve(args.file))
+    network_g, told = checkpoint.network_g, checkpoint.metadata
+    if args.openmodeldb:
+        found = openmodeldb(checkpoint.path, network_g, told, args.url, given)
+    else:
+        found = describe(network_g, checkpoint.best, {"date": None, **told, **given})
+        if "date" not in {**told, **given}:
+            del found["date"]  # Today's, which is not the file's.
+    text = json.dumps(found, indent=2) + "\n"
+    if args.output is None:
+        print(text, end="")
+        return 0
+    try:
+        write_atomically(args.output, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"-o {printable(args.output)}: cannot be written: {error.strerror}"
+        ) from None
+    print(f"written: {printable(args.output)}")
+    return 0
 
 
 def _each(do: Callable[[Any], None], items: Sequence[Any], alone_raises: bool = False) -> int:

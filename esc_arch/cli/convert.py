@@ -133,7 +133,8 @@ def _flashbias(args: argparse.Namespace) -> int:
             error = (_output(options, converted[rank][best], lq) - exact).abs().max().item()
             print(f"{rank:5}  {errors[best][rank]:9.2e}  {error:9.2e}")
             if outputs:
-                _write(outputs[rank], converted[rank], checkpoint.metadata)
+                options = {**network_g, "attn_type": "FlashBias", "flashbias_rank": rank}
+                _write(outputs[rank], converted[rank], options, checkpoint.metadata)
     for path in outputs.values():
         print(f"written: {path}")
     return 0
@@ -232,7 +233,7 @@ def _safetensors(args: argparse.Namespace) -> int:
         if not key or not equals:
             raise UserError(f"--metadata {entry}: must be KEY=VALUE")
         metadata[key] = value
-    _write(output, checkpoint.params, metadata)
+    _write(output, checkpoint.params, checkpoint.network_g, metadata)
     print(f"written: {output}")
     return 0
 
@@ -252,30 +253,40 @@ def _names(args: argparse.Namespace) -> int:
         named = {k: to_basicsr(checkpoint.network_g, v) for k, v in checkpoint.params.items()}
         params = {key: tensors for key, (_, tensors) in named.items()}
         network_g = next(iter(named.values()))[0]
-        _write(output, params, checkpoint.metadata)
+        _write(output, params, network_g, checkpoint.metadata)
     else:
         network_g, best = to_trainner(checkpoint.network_g, checkpoint.best, printable(path))
-        _write(output, best if output.suffix == ".pth" else {"params": best}, checkpoint.metadata)
+        bare = output.suffix == ".pth"  # As traiNNer writes it, without a card.
+        _write(output, {"params": best}, network_g, checkpoint.metadata, bare)
     print(f"written: {output}")
     print(yaml.safe_dump({"network_g": network_g}, sort_keys=False), end="")
     return 0
 
 
-def _write(path: Path, params: "dict[str, dict[str, Tensor]]", metadata: dict[str, str]) -> None:
+def _write(
+    path: Path,
+    params: "dict[str, dict[str, Tensor]]",
+    network_g: dict,
+    metadata: dict[str, str],
+    bare: bool = False,
+) -> None:
+    """Write the file with its card, or the bare tensors."""
     from esc_arch.errors import UserError
     from esc_arch.whole_files import write_atomically
+    from esc_arch.zoo.card import KEY, describe
     from esc_arch.zoo.params import PARAM_KEYS
     from esc_arch.zoo.store import save_state
 
+    best = next(params[key] for key in PARAM_KEYS if key in params)
+    card = describe(network_g, best, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pth":
-            save_state(params, path)
+            save_state(best if bare else {**params, KEY: card}, path)
         else:
             from safetensors.torch import save
 
-            best = next(params[key] for key in PARAM_KEYS if key in params)
             tensors = {name: value.contiguous() for name, value in best.items()}
-            write_atomically(path, save(tensors, metadata))
+            write_atomically(path, save(tensors, card))
     except OSError as error:
         raise UserError(f"-o {path}: cannot be written: {error.strerror or error}") from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError, printable
+from esc_arch.zoo.card import card_of
 from esc_arch.zoo.foreign import META
 from esc_arch.zoo.identify import build_on_meta, identify
 from esc_arch.zoo.params import PARAM_KEYS, param_keys, select_params
@@ -24,7 +25,7 @@ class Checkpoint:
         network_g: The option block that builds the network.
         params: The tensors under `params`, `params_ema` or both. A file of bare tensors has them
             under `params`.
-        metadata: Text that a .safetensors file carries beside its tensors.
+        metadata: Its card, and other text that a .safetensors file carries beside its tensors.
     """
 
     path: Path
@@ -66,6 +67,7 @@ def read_checkpoint(path: str | os.PathLike, scale: int | None = None) -> Checkp
             "in its models folder"
         )
     keys = param_keys(state)
+    metadata = metadata or card_of(state)
     params = {key: select_params(state, path, key) for key in keys}
     networks = [
         identify(tensors, f"{shown}{f' ({key})' if len(keys) > 1 else ''}", scale)

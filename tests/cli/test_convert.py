@@ -159,7 +159,9 @@ def test_safetensors_hold_the_averaged_weights_and_the_metadata(checkpoint, caps
     assert tensors.keys() == ema.keys()
     assert all(torch.equal(tensors[name], ema[name]) for name in ema)
     with safe_open("sub/net.safetensors", framework="pt") as file:
-        assert file.metadata() == {"data": "BSDS400 + T91", "psnr": "37.9"}
+        card = file.metadata()
+    assert (card["dataset"], card["psnr"]) == ("BSDS400 + T91", "37.9")
+    assert (card["architecture"], card["scale"]) == ("ESC", "2")
     assert main(["checkpoints", "info", "sub/net.safetensors"]) == 0
-    assert "data: BSDS400 + T91\n" in capsys.readouterr().out
+    assert "dataset: BSDS400 + T91\n" in capsys.readouterr().out
     assert main(arguments) == 2

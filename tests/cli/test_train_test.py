@@ -29,7 +29,8 @@ def test_train_saves_and_test_reads_what_it_saved(
     assert result.returncode == 0, result.stderr
     experiment = tmp_path / "experiments" / "forced"
     saved = torch.load(experiment / "models" / "net_g_latest.pth", weights_only=True)
-    assert set(saved) == {"params", "params_ema"}
+    assert set(saved) == {"params", "params_ema", "card"}
+    assert (saved["card"]["architecture"], saved["card"]["trainingIterations"]) == ("EDSR", "4")
     state = torch.load(experiment / "training_states" / "2.state", weights_only=True)
     assert state["optimizers"][0]["param_groups"][0]["lr"] == 2e-4
     copied = (experiment / options.name).read_text()

@@ -117,7 +117,8 @@ def losses(log: str) -> dict[int, float]:
 
 def weights(folder: Path, iteration: int = 8) -> dict[str, dict[str, torch.Tensor]]:
     path = folder / "experiments" / "tiny" / "models" / f"net_g_{iteration}.pth"
-    return torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True)
+    return {key: saved[key] for key in ("params", "params_ema") if key in saved}
 
 
 def measured(folder: Path) -> dict[str, float]:

@@ -81,6 +81,8 @@ def test_file_runs(name: str, work_folder: Path) -> None:
     if training:
         saved = work_folder / "experiments" / name / "models" / "net_g_latest.pth"
         weights = torch.load(saved, weights_only=True)
+        card = weights.pop("card")
+        assert card["architecture"] == options["network_g"]["type"]
         assert weights.keys() == {"params", "params_ema"}
         for state in weights.values():
             assert all(torch.isfinite(value).all() for value in state.values())

@@ -16,9 +16,11 @@ from esc_arch.plugin.models.resuming import (
     fitting_scheduler_state,
     options_in_use,
 )
+from esc_arch.plugin.models.training_card import training_card
 from esc_arch.plugin.models.validating import Validating
 from esc_arch.plugin.models.warmup import ExactWarmup
 from esc_arch.plugin.random_states import random_states_of_all_processes, set_random_states
+from esc_arch.zoo.card import KEY
 from esc_arch.zoo.local import resolve
 from esc_arch.zoo.params import load_weights, select_params
 from esc_arch.zoo.store import load_state, save_state
@@ -30,6 +32,8 @@ class Checkpointing(Validating, ExactWarmup):
     - Weights and training states are written beside their place and renamed into it. Where they
       cannot be written (a full disk), the run says so and goes on; older files stay.
     - Weights with values that are not finite are never written.
+    - Weights of `net_g` carry their card: network, data, iterations, and what a block `card` of
+      the options says (name, author, license, tags, description, dataset, datasetSize).
     - Training states also hold the random states of all processes, the gradient scaler and the
       place in the data, and are restored with them, as is the pool of training pairs that the
       Real-ESRGAN models have (of the newest two states only).
@@ -162,6 +166,9 @@ class Checkpointing(Validating, ExactWarmup):
             }
             for key, each in zip(keys, nets, strict=True)
         }
+        if net_label == "net_g":
+            done = int(self.opt["train"]["total_iter"]) if current_iter == -1 else current_iter
+            state[KEY] = training_card(self.opt, state[keys[-1]], done)
         iteration = "latest" if current_iter == -1 else current_iter
         save_state(state, Path(self.opt["path"]["models"], f"{net_label}_{iteration}.pth"))
 

@@ -236,6 +236,7 @@ RULES: list[tuple[str, Rule]] = [
     ("logger:wandb", or_null(section)),
     ("logger:wandb:project", or_null(text)),
     ("logger:wandb:resume_id", or_null(text)),
+    ("card", or_null(section)),
 ]
 
 FREE_TEXT = ("name", "*:name", "val:suffix", "logger:wandb:*", "path:*", _DATA + "data*")

@@ -70,6 +70,8 @@ def test_a_resumed_run_draws_the_same_pairs_from_its_pool(
         files = [*sorted(experiment.glob("models/net_?_4.pth")), pool]
         ends[run] = {file.name: torch.load(file, weights_only=True) for file in files}
     assert ends["whole"]["4.pool0"]["queue_ptr"] == 2
+    cards = [end["net_g_4.pth"].pop("card") for end in ends.values()]
+    assert cards[0] == cards[1]
     torch.testing.assert_close(ends["resumed"], ends["whole"], rtol=0, atol=0)
 
 

@@ -172,6 +172,9 @@ setup(
         "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff"],
         "docs": ["mkdocs-material"],
         "flash": ["flash-attn"],
+        # `basicsr app`, and `basicsr upscale` of films.
+        "app": ["gradio>=6.0"],
+        "video": ["av>=14.0"],
         "bench": ["spandrel", "spandrel-extra-arches"],
         # Networks of others to train and test: ATD, SRFormer, OmniSR, PLKSR.
         "peers": ["spandrel", "spandrel-extra-arches"],

@@ -2,13 +2,11 @@
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from esc_arch.inference.planning import Plan
+    from esc_arch.inference.manifest import Manifest
     from esc_arch.inference.upscaler import Upscaler
 
 HELP = "Upscale pictures with a trained network."
@@ -21,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="INPUT",
-        help="PNG, JPEG, WebP, TIFF or BMP of 8 or 16 bits, or folders of them",
+        help="PNG, JPEG, WebP, TIFF or BMP of 8 or 16 bits, folders of them, or patterns in quotes "
+        "such as 'photos/*.jpg' and 'photos/**/*.png'",
     )
     parser.add_argument(
         "-o",
@@ -63,16 +62,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="what to compute in; float32 is exact (default: float32)",
     )
-    parser.add_argument(
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    )
+    devices.add_argument(
+        "--devices",
+        metavar="DEVICE,DEVICE",
+        help="several, such as cuda:0,cuda:1, to divide the pictures among",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="let up to N pictures of one size through the network at once, as far as the memory "
+        "suffices: faster on a GPU (default: 1)",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace results that exist; else they are kept unless the source is newer or the "
-        "size does not fit",
+        help="replace results that exist; else they are kept unless they are of another source, "
+        "other weights or other options",
     )
     _add_files(parser)
+    _add_films(parser)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -123,117 +137,48 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_films(parser: argparse.ArgumentParser) -> None:
+    from esc_arch.films import CODECS
+
+    films = parser.add_argument_group("films (one at a time, extra video)")
+    films.add_argument(
+        "--codec",
+        choices=list(CODECS),
+        help="how a film is written; ffv1 is lossless (default: h264); --quality is its quality "
+        "(default: 70)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Upscale. 0 if every picture is done or was there already, 1 if some could not be."""
-    from tqdm import tqdm
-
-    from esc_arch.errors import UserError, printable
-    from esc_arch.inference.folders import run_jobs
+    from esc_arch.cli.upscaled import upscale_all
     from esc_arch.inference.planning import Naming, check_writable, plan_jobs, shard
+    from esc_arch.inference.work import Settings
 
     _check(args)
     part = _shard(args.shard)
+    if (film := _film(args)) is not None:
+        from esc_arch.cli.upscale_film import target_of, upscale_one
+
+        args.codec = args.codec or "h264"
+        target_of(args, film)
+        (upscaler,) = _load(args)
+        return upscale_one(args, film, upscaler, _made_by(args, upscaler.scale))
     naming = Naming(args.output, args.format, args.suffix, args.keep_suffix)
     plan = plan_jobs(args.inputs, naming, args.quality, args.strip)
     plan.jobs = shard(plan.jobs, *part)
-    upscaler = _load(args)
+    upscalers = _load(args)
     if plan.jobs:
         check_writable(plan)
     for note in plan.notes:
         print(f"basicsr: {note}", file=sys.stderr)
-    with tqdm(total=len(plan.jobs), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        tally = _Tally(bar, len(plan.problems))
-        for problem in plan.problems:
-            tally.error(problem)
-        jobs = _to_do(args, plan, upscaler, tally)
-        tally.start()
-        for job, result in run_jobs(
-            jobs, upscaler, plan.encoding, args.page, args.max_megapixels, _watch_tiles(bar)
-        ):
-            if isinstance(result, UserError):
-                tally.failed += 1
-                tally.error(result)
-            else:
-                for note in result.notes:
-                    tally.error(note, "")
-                height, width, _ = result.shape
-                tally.done_one(f"{printable(job.target)}: {width} x {height}", height * width)
-                if args.compare:
-                    _compare(job.source, job.target, tally)
-            bar.update()
-    print(f"{tally.done} upscaled, {tally.kept} kept, {tally.failed} failed")
+    settings = Settings(plan.encoding, args.page, args.max_megapixels, args.batch)
+    manifest = None
+    if plan.many and plan.jobs:
+        manifest = _manifest(args, upscalers[0].scale, plan.folder, part)
+    tally = upscale_all(plan, upscalers, settings, manifest, args.overwrite, args.compare)
+    print(tally)
     return 1 if tally.failed else 0
-
-
-def _compare(source: Path, target: Path, tally: "_Tally") -> None:
-    """Write bicubic and the result side by side, beside the result."""
-    from esc_arch.errors import UserError, printable
-    from esc_arch.inference.encoding import encode
-    from esc_arch.inference.picture_files import Picture
-    from esc_arch.study.comparison import side_by_side
-    from esc_arch.whole_files import write_atomically
-
-    file = target.with_name(f"{target.stem}_compare.png")
-    try:
-        write_atomically(file, encode(Picture(side_by_side(source, target))))
-    except (UserError, OSError) as error:
-        tally.failed += 1
-        tally.error(f"{printable(file)}: {error}")
-    else:
-        tally.bar.write(f"{printable(file)}: bicubic, and the result", file=sys.stdout)
-
-
-class _Tally:
-    """Counts, and prints lines above the bar."""
-
-    def __init__(self, bar: Any, failed: int) -> None:
-        self.bar, self.failed, self.kept, self.done = bar, failed, 0, 0
-        self._pixels, self._start = 0, 0.0
-
-    def start(self) -> None:
-        self._start = time.monotonic()
-
-    def error(self, line: object, kind: str = "error: ") -> None:
-        self.bar.write(f"basicsr: {kind}{line}", file=sys.stderr)
-
-    def keep(self, line: str) -> None:
-        self.kept += 1
-        self.bar.write(line, file=sys.stdout)
-        self.bar.update()
-
-    def done_one(self, line: str, pixels: int) -> None:
-        self.done += 1
-        self._pixels += pixels
-        rate = self._pixels / 1e6 / max(time.monotonic() - self._start, 1e-9)
-        self.bar.set_description_str(f"{rate:.2f} megapixels/s")
-        self.bar.write(line, file=sys.stdout)
-
-
-def _to_do(
-    args: argparse.Namespace, plan: "Plan", upscaler: "Upscaler", tally: _Tally
-) -> list[Any]:
-    """The jobs whose results are not there yet, or are those of something else."""
-    from esc_arch.errors import UserError, printable
-    from esc_arch.inference.planning import why_redone
-
-    jobs = []
-    for job in plan.jobs:
-        if args.overwrite or not job.target.exists():
-            jobs.append(job)
-            continue
-        try:
-            why = why_redone(job, upscaler.scale, args.page)
-        except UserError as error:
-            tally.failed += 1
-            tally.error(error)
-            tally.bar.update()
-            continue
-        if why is None:
-            tally.keep(f"{printable(job.target)}: kept; --overwrite replaces it")
-        else:
-            tally.bar.write(f"{printable(job.target)}: done anew: {why}", file=sys.stdout)
-            jobs.append(job)
-    return jobs
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -245,12 +190,35 @@ def _check(args: argparse.Namespace) -> None:
     for flag, value in (("--scale", args.scale), ("--page", args.page)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: must be 1 or more")
-    if args.max_megapixels < 1:
-        raise UserError(f"--max-megapixels {args.max_megapixels}: must be 1 or more")
+    for flag, value in (("--max-megapixels", args.max_megapixels), ("--batch", args.batch)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: must be 1 or more")
     if args.quality is not None and not 1 <= args.quality <= 100:
         raise UserError(f"--quality {args.quality}: must be from 1 to 100")
     if Path(args.suffix).name != args.suffix or "\0" in args.suffix:
         raise UserError(f"--suffix {printable(args.suffix)}: must be part of a file name")
+
+
+def _film(args: argparse.Namespace) -> Path | None:
+    """The film among the inputs, if there is one.
+
+    Raises:
+        UserError: There is more beside it, or an option is given that films or pictures have not.
+    """
+    from esc_arch.errors import UserError, printable
+    from esc_arch.films import SUFFIXES
+
+    films = [path for path in args.inputs if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    if not films:
+        if args.codec is not None:
+            raise UserError(f"--codec {args.codec}: no film is among the inputs")
+        return None
+    if len(args.inputs) > 1:
+        raise UserError(f"{printable(films[0])}: films are upscaled one at a time, alone")
+    for name in ("format", "keep_suffix", "compare", "strip", "page", "shard", "devices"):
+        if getattr(args, name):
+            raise UserError(f"--{name.replace('_', '-')}: is for pictures; this is a film")
+    return films[0]
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -264,31 +232,52 @@ def _shard(text: str | None) -> tuple[int, int]:
     raise UserError(f"--shard {printable(text)}: must be I/N with I from 1 to N, such as 2/8")
 
 
-def _load(args: argparse.Namespace) -> "Upscaler":
+def _load(args: argparse.Namespace) -> "list[Upscaler]":
+    """The network, once a device."""
+    from esc_arch.errors import UserError, printable
     from esc_arch.inference.load import load
     from esc_arch.kernels.cpu.library import note_on_bfloat16
     from esc_arch.zoo.local import find, other_than_published
 
-    upscaler = load(
-        args.model, args.device, args.dtype, args.tile, tile_pad=args.tile_pad, scale=args.scale
-    )
-    device = next(upscaler.network.parameters()).device
-    if args.dtype == "bfloat16" and (note := note_on_bfloat16(device)):
-        print(f"basicsr: {note}", file=sys.stderr)
+    names = [args.device] if args.devices is None else args.devices.split(",")
+    if "" in names:
+        raise UserError(
+            f"--devices {printable(args.devices)}: must be devices with commas between, such as "
+            "cuda:0,cuda:1"
+        )
+    upscalers = [
+        load(args.model, name, args.dtype, args.tile, tile_pad=args.tile_pad, scale=args.scale)
+        for name in names
+    ]
+    devices = [next(one.network.parameters()).device for one in upscalers]
+    for upscaler, device in zip(upscalers, devices, strict=True):
+        upscaler.memory_share = 1 / devices.count(device)
+    if args.dtype == "bfloat16":
+        for note in {note_on_bfloat16(device) for device in devices} - {None}:
+            print(f"basicsr: {note}", file=sys.stderr)
     path = find(args.model) if args.model else None
     if path is not None and (note := other_than_published(path)):
         print(f"basicsr: {note}", file=sys.stderr)
-    return upscaler
+    return upscalers
 
 
-def _watch_tiles(bar) -> Callable[[Iterable], Iterable]:
-    """Shows the number of the tile after the bar."""
+def _manifest(
+    args: argparse.Namespace, scale: int, folder: Path, part: tuple[int, int]
+) -> "Manifest":
+    """What tells a later run which results are those of these weights and options."""
+    from esc_arch.inference.manifest import Manifest
 
-    def watch(tiles: Iterable) -> Iterable:
-        tiles = list(tiles)
-        for number, tile in enumerate(tiles, 1):
-            bar.set_postfix_str(f"tile {number} of {len(tiles)}")
-            yield tile
-        bar.set_postfix_str("")
+    names = ("page", "quality", "strip")
+    made_by = _made_by(args, scale) | {name: getattr(args, name) for name in names}
+    return Manifest(folder, str(made_by.pop("model")), made_by, part)
 
-    return watch
+
+def _made_by(args: argparse.Namespace, scale: int) -> dict[str, object]:
+    """What the pixels of results depend on beside their source."""
+    from esc_arch.prepare.download import file_sha256
+    from esc_arch.zoo.catalogue import default_model
+    from esc_arch.zoo.local import resolve
+
+    path = resolve(default_model(args.scale) if args.model is None else args.model)
+    options = {name: getattr(args, name) for name in ("tile", "tile_pad", "dtype")}
+    return {"model": file_sha256(path), "scale": scale, **options}

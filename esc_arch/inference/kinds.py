@@ -73,7 +73,7 @@ def upscale_path(
 ) -> str | Path:
     """Upscale a file into another; see `Upscaler.upscale`."""
     from esc_arch.inference.encoding import SUFFIXES, Encoding
-    from esc_arch.inference.work import Job, run_job
+    from esc_arch.inference.work import Job, Settings, run_job
 
     source = Path(path)
     target = Path(output or source.with_name(f"{source.stem}_x{upscaler.scale}.png"))
@@ -83,5 +83,5 @@ def upscale_path(
         raise UserError(f"output {printable(target)}: must end in one of {known}")
     if target.exists() and not overwrite:
         raise UserError(f"{printable(target)}: exists; overwrite=True replaces it")
-    run_job(Job(source, target), upscaler, Encoding(formats[0]), watch=watch)
+    run_job(Job(source, target), upscaler, Settings(Encoding(formats[0])), watch)
     return type(path)(target)

@@ -1,5 +1,6 @@
 """Which pictures there are to upscale, and where the result of each goes."""
 
+import glob
 import os
 import stat
 import tempfile
@@ -30,10 +31,12 @@ class Plan:
         notes: Lines on what is left out.
         folder: Where results go.
         encoding: How they are written.
+        many: Whether they are those of a folder, of a pattern or of several inputs.
     """
 
     folder: Path
     encoding: Encoding
+    many: bool = False
     jobs: list[Job] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -71,8 +74,11 @@ def plan_jobs(
     input, below `OUT/FOLDER`. Files of other suffixes in folders, and hidden ones, are no pictures;
     links to folders are not followed; results of an earlier run, below OUT, are not taken again.
 
+    A pattern such as `photos/*.jpg` stands for the files and folders that fit it, where there is
+    no file of that name; `**` stands for any folders.
+
     Args:
-        inputs: Files and folders.
+        inputs: Files, folders and patterns.
         naming: Where results go and how they are called.
         quality: As of `Encoding`.
         strip: As of `Encoding`.
@@ -80,10 +86,12 @@ def plan_jobs(
     Raises:
         UserError: OUT cannot be what it is.
     """
-    inputs = list(inputs)
+    given = list(inputs)
+    inputs, problems = _expand(given)
     single, kind = _single(inputs, naming)
     encoding = Encoding(kind, quality, strip)
-    plan = Plan(naming.out.parent if single else naming.out, encoding)
+    plan = Plan(naming.out.parent if single else naming.out, encoding, problems=problems)
+    plan.many = single is None and (inputs != given or len(inputs) > 1 or inputs[0].is_dir())
     for path in inputs:
         if os.path.isdir(path):
             _plan_folder(plan, path, len(inputs) == 1, naming)
@@ -93,6 +101,20 @@ def plan_jobs(
             )
     plan.jobs = _without_collisions(plan)
     return plan
+
+
+def _expand(inputs: list[Path]) -> tuple[list[Path], list[str]]:
+    """The inputs with patterns replaced by what fits them; a line for each that nothing fits."""
+    found: list[Path] = []
+    problems = []
+    for path in inputs:
+        if os.path.lexists(path) or not glob.has_magic(str(path)):
+            found.append(path)
+        elif fitting := sorted(glob.glob(str(path), recursive=True)):
+            found += [Path(name) for name in fitting]
+        else:
+            problems.append(f"{printable(path)}: nothing fits this pattern")
+    return found, problems
 
 
 def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
@@ -118,8 +140,9 @@ def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
 
 def _plan_folder(plan: Plan, folder: Path, alone: bool, naming: Naming) -> None:
     target_folder = plan.folder if alone else plan.folder / folder.resolve().name
+    before = len(plan.problems)
     found, others = _pictures_below(plan, folder)
-    if not found and not plan.problems:
+    if not found and len(plan.problems) == before:
         plan.problems.append(f"{printable(folder)}: no pictures in this folder")
     if others:
         files = "file" if others == 1 else "files"

@@ -1,9 +1,10 @@
 """A network with how it is run: arrays, tensors, pictures in, the same kind out, larger."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
+from esc_arch.inference.fit import (
+    MOST_BYTES_PER_PIXEL,
+    USABLE,
+    bytes_per_pixel,
+    free_memory,
+)
 from esc_arch.inference.picture_files import Picture, Source, source_in_memory
 from esc_arch.inference.tiling import (
     Tiling,
@@ -33,6 +40,9 @@ DEFAULT_TILE = 512
 # Rows of a result that are rounded at once.
 _ROWS = 64
 
+# What is tried where less memory is free.
+TILES = (512, 256, 128, 64)
+
 Watch = Callable[[Iterable], Iterable]
 
 
@@ -43,7 +53,8 @@ class Upscaler:
         network: In evaluation mode; its device and dtype are where and in what it computes.
         options: The option block that built it.
         tile: Side of tiles in LR pixels; 0 for whole pictures; None for whole ones up to
-            `LARGEST_WHOLE` pixels and tiles of `DEFAULT_TILE` beyond.
+            `LARGEST_WHOLE` pixels and tiles of `DEFAULT_TILE` beyond, or for smaller tiles where
+            the memory that is free does not suffice.
         tile_pad: Margin of tiles in LR pixels; None for two windows, with which seams stay below
             1/255 on photographs (benchmarks/tile_differences.py).
         model_card: What the checkpoint says of itself.
@@ -52,6 +63,7 @@ class Upscaler:
         network: The module itself.
         options: Its option block.
         model_card: What the checkpoint says of itself: training data, date, ...
+        memory_share: What part of the device's memory is for this one, where there are several.
     """
 
     def __init__(
@@ -70,6 +82,7 @@ class Upscaler:
         self.tile = tile
         self.tile_pad = tile_pad
         self.model_card = dict(model_card or {})
+        self.memory_share = 1.0
         self._turn = threading.RLock()
 
     @property
@@ -150,35 +163,42 @@ class Upscaler:
             picture: Of any kind.
             watch: Wraps the list of tiles.
         """
-        pixels = picture.pixels
-        height, width, channels = pixels.shape
+        height, width, _ = picture.pixels.shape
         if self.tiles_needed(height, width):
             rows = self.upscale_rows(source_in_memory(picture), watch)
             return replace(picture, pixels=np.concatenate([*rows]))
-        colours = 3 if channels >= 3 else 1
-        if channels > colours:
-            pixels = fill_hidden(pixels)
-        parts = [self._upscale_channels(pixels[:, :, :colours], watch)]
-        if channels > colours:
-            alpha = pixels[:, :, colours:]
-            if (alpha == alpha[0, 0]).all():
-                parts.append(np.full((*parts[0].shape[:2], 1), alpha[0, 0, 0]))
-            else:
-                parts.append(self._upscale_channels(alpha, watch, is_alpha=True))
-        pixels = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
-        return replace(picture, pixels=pixels)
+        return self.upscale_pictures([picture])[0]
 
-    def upscale_rows(self, source: Source, watch: Watch = iter) -> Iterator[np.ndarray]:
+    def upscale_pictures(self, pictures: Sequence[Picture]) -> list[Picture]:
+        """Upscale pictures of one size and kind together, whole; as `upscale_picture` each."""
+        pixels = np.stack([picture.pixels for picture in pictures])
+        colours = 3 if pixels.shape[3] >= 3 else 1
+        if pixels.shape[3] > colours:
+            pixels = np.stack([fill_hidden(one) for one in pixels])
+        results = self._upscale_channels(pixels[..., :colours])
+        if pixels.shape[3] > colours:
+            alphas = [self._upscale_alpha(alpha) for alpha in pixels[..., colours:]]
+            results = np.concatenate([results, np.stack(alphas)], axis=3)
+        return [
+            replace(picture, pixels=result)
+            for picture, result in zip(pictures, results, strict=True)
+        ]
+
+    def upscale_rows(
+        self, source: Source, watch: Watch = iter, tile: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Upscale a picture that is never in memory as a whole: a row of tiles at a time.
 
         Args:
             source: The picture.
             watch: Wraps the list of tiles.
+            tile: Side of tiles in place of the usual one.
 
         Yields:
             Parts (h, s * W, C) of the result from top to bottom.
         """
         scale, multiple = self.scale, self.window_size
+        tiling = self._tiling(tile or self._tile_for(source.height, source.width))
         largest = np.iinfo(source.dtype).max
         has_alpha = source.channels in (2, 4)
         padded = tuple(-(-side // multiple) * multiple for side in (source.height, source.width))
@@ -209,7 +229,7 @@ class Upscaler:
             return torch.cat(parts, 1)
 
         strips = super_resolve_strips(
-            run, open_rows, padded, self._tiling(), global_pools(self.network), watch
+            run, open_rows, padded, tiling, global_pools(self.network), watch
         )
         left = source.height * scale
         with self._turn:
@@ -226,9 +246,67 @@ class Upscaler:
 
     def tiles_needed(self, height: int, width: int) -> bool:
         """Whether a picture goes tile by tile."""
-        if self.tile is None:
-            return height * width > LARGEST_WHOLE
-        return self.tile > 0
+        return self._tile_for(height, width) > 0
+
+    def together(self, height: int, width: int, wanted: int) -> int:
+        """How many pictures of a size go through the network at once: `wanted`, if they fit."""
+        while wanted > 1 and not self._fits(height * wanted, width, 0):
+            wanted -= 1
+        return wanted
+
+    def why_smaller_tiles(self, height: int, width: int) -> str | None:
+        """A line where a picture goes in smaller tiles than usual, for want of memory."""
+        tile = self._tile_for(height, width)
+        if self.tile is not None or tile == _usual_tile(height, width):
+            return None
+        free = (self._usable_memory or 0) / USABLE / 1e9
+        return f"in tiles of {tile}, since {free:.1f} GB of memory are free; --tile N sets them"
+
+    def smaller_tile(self, height: int, width: int, tile: int | None) -> int | None:
+        """What to try after tiles that were too large for the memory; None at the end.
+
+        Args:
+            height: Of the picture.
+            width: Of the picture.
+            tile: What was tried; None for the usual way.
+        """
+        if self.tile is not None:
+            return None  # The user chose.
+        tried = tile or self._tile_for(height, width) or max(height, width)
+        return next((smaller for smaller in TILES if smaller < tried), None)
+
+    def _tile_for(self, height: int, width: int) -> int:
+        """The side of tiles; 0 for the whole picture."""
+        if self.tile is not None:
+            return self.tile
+        usual = _usual_tile(height, width)
+        sides = [usual, *(tile for tile in TILES if not usual or tile < usual)]
+        return next((side for side in sides if self._fits(height, width, side)), TILES[-1])
+
+    def _fits(self, height: int, width: int, tile: int) -> bool:
+        usable = self._usable_memory
+        if usable is None:
+            return True
+        if tile:
+            margins = 2 * self._tiling().tile_pad
+            height, wide = min(height, tile + margins), min(width, tile + margins)
+            # A row of tiles waits as floats.
+            usable -= 12 * height * width * self.scale**2
+        else:
+            wide = width
+        multiple = self.window_size
+        pixels = -(-height // multiple) * -(-wide // multiple) * multiple**2
+        return pixels * MOST_BYTES_PER_PIXEL <= usable or pixels * self._bytes_per_pixel <= usable
+
+    @cached_property
+    def _usable_memory(self) -> float | None:
+        free = free_memory(next(self.network.parameters()).device)
+        return None if free is None else free * USABLE * self.memory_share
+
+    @cached_property
+    def _bytes_per_pixel(self) -> float:
+        with self._turn:
+            return bytes_per_pixel(self.network)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -236,9 +314,9 @@ class Upscaler:
         with self._turn, torch.inference_mode():
             yield
 
-    def _tiling(self) -> Tiling:
+    def _tiling(self, tile: int = 0) -> Tiling:
         tile_pad = 2 * self.window_size if self.tile_pad is None else self.tile_pad
-        return Tiling(self.tile or DEFAULT_TILE, tile_pad, self.window_size)
+        return Tiling(tile or DEFAULT_TILE, tile_pad, self.window_size)
 
     def _run(self, lq: Tensor) -> Tensor:
         weight = next(self.network.parameters())
@@ -252,21 +330,27 @@ class Upscaler:
         padded = pad_to_multiple(lq, self.window_size)
         if self.tiles_needed(height, width):
             pools = global_pools(self.network)
-            output = super_resolve_tiled(self._run, padded, *self._tiling(), pools, watch)
+            tiling = self._tiling(self._tile_for(height, width))
+            output = super_resolve_tiled(self._run, padded, *tiling, pools, watch)
         else:
             output = self._run(padded)
         scale = output.shape[-1] // padded.shape[-1]
         return output[..., : height * scale, : width * scale].clamp_(0, 1)
 
-    def _upscale_channels(
-        self, pixels: np.ndarray, watch: Watch, is_alpha: bool = False
-    ) -> np.ndarray:
+    def _upscale_alpha(self, alpha: np.ndarray) -> np.ndarray:
+        if (alpha == alpha[0, 0]).all():
+            shape = (alpha.shape[0] * self.scale, alpha.shape[1] * self.scale, 1)
+            return np.full(shape, alpha[0, 0, 0])
+        return self._upscale_channels(alpha[None], is_alpha=True)[0]
+
+    def _upscale_channels(self, pixels: np.ndarray, is_alpha: bool = False) -> np.ndarray:
+        """Upscale (B, H, W, C), C 1 or 3, whole."""
         largest = np.iinfo(pixels.dtype).max
-        lq = torch.from_numpy(pixels.astype(np.float32) / largest).permute(2, 0, 1)[None]
-        sr = self.upscale_tensor(lq, watch)
+        lq = torch.from_numpy(pixels.astype(np.float32) / largest).permute(0, 3, 1, 2)
+        sr = self.upscale_tensor(lq)
         if is_alpha:
             sr = clamp_to_neighbours(sr, lq, self.scale)
-        values = (sr[0].permute(1, 2, 0) * largest).round().numpy()
+        values = (sr.permute(0, 2, 3, 1) * largest).round().numpy()
         return values.astype(pixels.dtype)
 
 
@@ -296,6 +380,10 @@ class _PaddedRows:
         drop = min(max(int(before) - self._first, 0), len(self._kept))
         self._kept = self._kept[drop:]
         self._first += drop
+
+
+def _usual_tile(height: int, width: int) -> int:
+    return 0 if height * width <= LARGEST_WHOLE else DEFAULT_TILE
 
 
 def _not_finite(dtype: torch.dtype) -> str:

@@ -1,8 +1,8 @@
 """One picture from file to file, whole or not at all."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from esc_arch.inference.upscaler import Upscaler, Watch
 
 DEFAULT_LARGEST = 1000
+# What torch's allocator says, and its convolutions, which get memory by themselves.
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory object",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,40 @@ class Job:
 
     source: Path
     target: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are read, computed and written.
+
+    Attributes:
+        encoding: How results are written.
+        page: Which page of a file with several.
+        largest: Megapixels of the largest picture that is taken.
+        batch: How many pictures of one size go through the network together.
+    """
+
+    encoding: Encoding = field(default_factory=Encoding)
+    page: int | None = None
+    largest: int = DEFAULT_LARGEST
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture that waits for the network.
+
+    Attributes:
+        job: What is to be done.
+        source: The opened file.
+        picture: What is in it; None if it goes tile by tile.
+        notes: Lines to tell the user.
+    """
+
+    job: Job
+    source: Source
+    picture: Picture | None
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -53,12 +94,14 @@ class Result:
     notes: list[str]
 
 
+class TooLargeError(UserError):
+    """The memory does not suffice."""
+
+
 def run_job(
     job: Job,
     upscaler: "Upscaler",
-    encoding: Encoding | None = None,
-    page: int | None = None,
-    largest: int = DEFAULT_LARGEST,
+    settings: Settings | None = None,
     watch: "Watch" = iter,
 ) -> Result:
     """Upscale one picture and write the result, whole or not at all.
@@ -66,9 +109,7 @@ def run_job(
     Args:
         job: What to do.
         upscaler: What to do it with.
-        encoding: How to write it.
-        page: Which page of a file with several.
-        largest: Megapixels of the largest picture that is taken.
+        settings: How.
         watch: Wraps the list of tiles.
 
     Returns:
@@ -78,63 +119,117 @@ def run_job(
         UserError: One line: the picture is bad, too large for the memory, or the result cannot be
             written.
     """
-    encoding = encoding or Encoding()
-    source, picture = read(job, upscaler, page, largest)
-    result = compute(job, source, picture, upscaler, encoding, watch)
-    write(result, encoding)
-    return result
+    settings = settings or Settings()
+    opened = read(job, upscaler, settings)
+    return smaller_if_needed(
+        opened,
+        upscaler,
+        lambda tile: write(compute(opened, upscaler, watch, tile), settings.encoding),
+    )
 
 
-def read(
-    job: Job, upscaler: "Upscaler", page: int | None = None, largest: int = DEFAULT_LARGEST
-) -> tuple[Source, Picture | None]:
+def read(job: Job, upscaler: "Upscaler", settings: Settings) -> Opened:
     """Open a picture, and read it unless it goes tile by tile.
 
     Raises:
-        UserError: One line: it is bad, or larger than anybody is likely to mean.
+        UserError: One line: it is bad, larger than anybody is likely to mean, or its result would
+            not fit the format.
     """
-    source = open_picture(job.source, page)
-    if source.width * source.height > largest * 1_000_000:
+    source = open_picture(job.source, settings.page)
+    shown = printable(job.source)
+    if source.width * source.height > settings.largest * 1_000_000:
         raise UserError(
-            f"{printable(job.source)}: {source.width} x {source.height} pixels are more than "
-            f"{largest} megapixels; --max-megapixels N lifts the limit"
+            f"{shown}: {source.width} x {source.height} pixels are more than "
+            f"{settings.largest} megapixels; --max-megapixels N lifts the limit"
         )
+    height, width = (side * upscaler.scale for side in (source.height, source.width))
+    encoding = settings.encoding
+    with _told_of(job.source):
+        lost = encoding.check(width, height, source.channels, source.dtype)
+    notes = source.notes + [f"{shown}: {line}" for line in lost]
+    if encoding.format != "png" and source.metadata.colour_chunks:
+        names = ", ".join(name.decode() for name in source.metadata.colour_chunks)
+        notes.append(f"{shown}: its {names} say which colours it means; only PNG keeps them")
     if upscaler.tiles_needed(source.height, source.width):
-        return source, None
+        if (note := upscaler.why_smaller_tiles(source.height, source.width)) is not None:
+            notes.append(f"{shown}: {note}")
+        return Opened(job, source, None, notes)
     with _memory(job, source):
-        return source, source.read()
+        return Opened(job, source, source.read(), notes)
 
 
 def compute(
-    job: Job,
-    source: Source,
-    picture: Picture | None,
-    upscaler: "Upscaler",
-    encoding: Encoding,
-    watch: "Watch" = iter,
+    opened: Opened, upscaler: "Upscaler", watch: "Watch" = iter, tile: int | None = None
 ) -> Result:
-    """Upscale what `read` returned; of one that goes tile by tile the rows are still to come."""
-    scale = upscaler.scale
-    shape = (source.height * scale, source.width * scale, source.channels)
-    with _told_of(job.source):
-        notes = source.notes + [
-            f"{printable(job.source)}: {line}"
-            for line in encoding.check(shape[1], shape[0], shape[2], source.dtype)
-        ]
-    if encoding.format != "png" and source.metadata.colour_chunks:
-        names = ", ".join(name.decode() for name in source.metadata.colour_chunks)
-        notes.append(f"{printable(job.source)}: its {names} say which colours it means; only PNG "
-                     "keeps them")  # fmt: skip
-    if picture is None:
-        rows: Iterable[np.ndarray] = _guarded(job, source, upscaler.upscale_rows(source, watch))
+    """Upscale what `read` returned; of one that goes tile by tile the rows are still to come.
+
+    Args:
+        opened: The picture.
+        upscaler: What to do it with.
+        watch: Wraps the list of tiles.
+        tile: Side of tiles, where the usual ones turned out to be too large.
+    """
+    job, source = opened.job, opened.source
+    rows: Iterable[np.ndarray]
+    if opened.picture is None or tile is not None:
+        rows = _guarded(job, source, upscaler.upscale_rows(source, watch, tile))
     else:
         with _told_of(job.source), _memory(job, source):
-            rows = [upscaler.upscale_picture(picture, watch).pixels]
-    return Result(job, rows, shape, source.metadata, notes)
+            rows = [upscaler.upscale_picture(opened.picture, watch).pixels]
+    return _result(opened, upscaler, rows)
 
 
-def write(result: Result, encoding: Encoding) -> None:
+def compute_together(group: Sequence[Opened], upscaler: "Upscaler") -> list[Result]:
+    """Upscale pictures of one size at once.
+
+    Raises:
+        UserError: It concerns any of them, or all.
+    """
+    with _memory(group[0].job, group[0].source):
+        pictures = upscaler.upscale_pictures([opened.picture for opened in group])
+    return [
+        _result(opened, upscaler, [picture.pixels])
+        for opened, picture in zip(group, pictures, strict=True)
+    ]
+
+
+def smaller_if_needed(
+    opened: Opened, upscaler: "Upscaler", attempt: Callable[[int | None], Result]
+) -> Result:
+    """Do something, with ever smaller tiles while the memory does not suffice.
+
+    Args:
+        opened: The picture that is worked on.
+        upscaler: Whose tiles they are.
+        attempt: Takes the side of tiles; None for the usual way.
+    """
+    tile = None
+    while True:
+        try:
+            result = attempt(tile)
+        except TooLargeError:
+            tile = upscaler.smaller_tile(opened.source.height, opened.source.width, tile)
+            if tile is None:
+                raise
+            continue
+        if tile is not None:
+            result.notes.append(
+                f"{printable(opened.job.source)}: in tiles of {tile}, since the memory was used up"
+            )
+        return result
+
+
+def _result(opened: Opened, upscaler: "Upscaler", rows: Iterable[np.ndarray]) -> Result:
+    source, scale = opened.source, upscaler.scale
+    shape = (source.height * scale, source.width * scale, source.channels)
+    return Result(opened.job, rows, shape, source.metadata, [*opened.notes])
+
+
+def write(result: Result, encoding: Encoding) -> Result:
     """Write a result beside its place and rename it there once it is complete.
+
+    Returns:
+        The same, with its rows used up.
 
     Raises:
         UserError: One line: it cannot be written, or what is computed only now fails.
@@ -144,6 +239,7 @@ def write(result: Result, encoding: Encoding) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as file:
             save_rows(file, result.rows, result.shape, result.metadata, encoding)
+        return result
     except UserError as error:
         raise _about(result.job.source, error) from None
     except OSError as error:
@@ -167,7 +263,7 @@ def _told_of(source: Path) -> Iterator[None]:
 
 def _about(source: Path, error: UserError) -> UserError:
     name = printable(source)
-    return error if str(error).startswith(name) else UserError(f"{name}: {error}")
+    return error if str(error).startswith(name) else type(error)(f"{name}: {error}")
 
 
 @contextmanager
@@ -178,13 +274,13 @@ def _memory(job: Job, source: Source) -> Iterator[None]:
         raise _too_large(job, source) from error
     except RuntimeError as error:
         # What torch raises for the CPU's memory has no class of its own.
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not any(reason in str(error) for reason in _OUT_OF_MEMORY):
             raise
         raise _too_large(job, source) from error
 
 
-def _too_large(job: Job, source: Source) -> UserError:
-    return UserError(
+def _too_large(job: Job, source: Source) -> TooLargeError:
+    return TooLargeError(
         f"{printable(job.source)}: {source.width} x {source.height} pixels are too many for the "
         "memory at once; use --tile with fewer pixels, such as --tile 256"
     )

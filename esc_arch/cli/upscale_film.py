@@ -1,0 +1,63 @@
+"""`basicsr upscale` of a film."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from esc_arch.errors import UserError, printable
+from esc_arch.films import CODECS, SUFFIXES
+from esc_arch.inference.upscaler import Upscaler
+
+
+def target_of(args: argparse.Namespace, source: Path) -> Path:
+    """Where the result goes: `-o` itself if that ends as a film does, else a file in that folder.
+
+    Raises:
+        UserError: The container does not hold the codec.
+    """
+    out: Path = args.output
+    holds = CODECS[args.codec][1]
+    if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        if out.suffix.lower() not in holds:
+            raise UserError(
+                f"-o {printable(out)}: {args.codec} goes into {', '.join(holds)}; choose one of "
+                "these, or another --codec"
+            )
+        target = out
+    else:
+        kept = source.suffix.lower() if source.suffix.lower() in holds else holds[0]
+        target = out / f"{source.stem}{args.suffix}{kept}"
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{printable(source)}: its result would replace it; choose another -o")
+    return target
+
+
+def upscale_one(
+    args: argparse.Namespace, source: Path, upscaler: Upscaler, made_by: dict[str, object]
+) -> int:
+    """Upscale a film, with a bar of frames. 0 if it is done or was there already."""
+    from tqdm import tqdm
+
+    try:
+        from esc_arch.films.film import FilmSettings, upscale_film
+    except ModuleNotFoundError as error:
+        if error.name != "av":
+            raise
+        raise UserError("films need PyAV: pip install 'esc-arch[video]'") from None
+
+    target = target_of(args, source)
+    if target.exists() and not args.overwrite:
+        print(f"{printable(target)}: kept; --overwrite replaces it")
+        return 0
+    settings = FilmSettings(args.codec, args.quality or 70, args.batch)
+    with tqdm(unit="frame", disable=not sys.stderr.isatty()) as bar:
+
+        def watch(done: int, count: int) -> None:
+            bar.total = count
+            bar.update(done - bar.n)
+
+        notes = upscale_film(source, target, upscaler, settings, made_by, watch)
+    for note in notes:
+        print(f"basicsr: {note}", file=sys.stderr)
+    print(f"{printable(target)}: done")
+    return 0

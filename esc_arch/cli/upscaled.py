@@ -1,0 +1,165 @@
+"""What `basicsr upscale` does with the pictures that were planned, and tells of them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from esc_arch.errors import UserError, printable
+from esc_arch.inference.encoding import encode
+from esc_arch.inference.folders import run_jobs
+from esc_arch.inference.manifest import Manifest
+from esc_arch.inference.picture_files import Picture
+from esc_arch.inference.planning import Plan, why_redone
+from esc_arch.inference.upscaler import Upscaler
+from esc_arch.inference.work import Job, Settings
+from esc_arch.whole_files import write_atomically
+
+
+class Tally:
+    """Counts, and prints lines above the bar.
+
+    Args:
+        bar: tqdm's.
+        failed: Inputs of which it is known already that they cannot be done.
+    """
+
+    def __init__(self, bar: tqdm, failed: int) -> None:
+        self.bar, self.failed, self.kept, self.done = bar, failed, 0, 0
+        self._pixels, self._start = 0, time.monotonic()
+
+    def start(self) -> None:
+        """Count the time from now on."""
+        self._start = time.monotonic()
+
+    def error(self, line: object, kind: str = "error: ") -> None:
+        """Print a line on stderr."""
+        self.bar.write(f"basicsr: {kind}{line}", file=sys.stderr)
+
+    def fail(self, line: object) -> None:
+        """One that cannot be done."""
+        self.failed += 1
+        self.error(line)
+
+    def keep(self, line: str) -> None:
+        """One that was there already."""
+        self.kept += 1
+        self.bar.write(line, file=sys.stdout)
+
+    def done_one(self, line: str, pixels: int) -> None:
+        """One that has been upscaled, to so many pixels."""
+        self.done += 1
+        self._pixels += pixels
+        self.bar.set_description_str(self._rate())
+        self.bar.write(line, file=sys.stdout)
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return (
+            f"{self.done / seconds:.2f} pictures/s, {self._pixels / 1e6 / seconds:.2f} megapixels/s"
+        )
+
+    def __str__(self) -> str:
+        counts = f"{self.done} upscaled, {self.kept} kept, {self.failed} failed"
+        return f"{self._rate()}\n{counts}" if self.done > 1 else counts
+
+
+def upscale_all(
+    plan: Plan,
+    upscalers: Sequence[Upscaler],
+    settings: Settings,
+    manifest: Manifest | None,
+    overwrite: bool = False,
+    compare: bool = False,
+) -> Tally:
+    """Upscale what is not there yet, and print a line for each picture.
+
+    Args:
+        plan: What there is to do.
+        upscalers: What to do it with, once a device.
+        settings: How.
+        manifest: What is known of results that are there, and will be of these.
+        overwrite: Whether results that are there are replaced.
+        compare: Whether bicubic and the result are written side by side, too.
+    """
+    tty = sys.stderr.isatty()
+    tally = Tally(tqdm(unit="picture", disable=not tty), len(plan.problems))
+    for problem in plan.problems:
+        tally.error(problem)
+    jobs = _to_do(plan.jobs, upscalers[0].scale, settings.page, manifest, overwrite, tally)
+    tally.bar.reset(len(jobs))
+    tally.start()
+    with tally.bar as bar:
+        for job, result in run_jobs(jobs, upscalers, settings, _watch_tiles(bar)):
+            if isinstance(result, UserError):
+                tally.fail(result)
+            else:
+                for note in result.notes:
+                    tally.error(note, "")
+                height, width, _ = result.shape
+                if manifest is not None:
+                    manifest.done(job)
+                tally.done_one(f"{printable(job.target)}: {width} x {height}", height * width)
+                if compare:
+                    _compare(job, tally)
+            bar.update()
+    return tally
+
+
+def _to_do(
+    jobs: Iterable[Job],
+    scale: int,
+    page: int | None,
+    manifest: Manifest | None,
+    overwrite: bool,
+    tally: Tally,
+) -> list[Job]:
+    """The jobs whose results are not there yet, or are those of something else."""
+    chosen = []
+    for job in jobs:
+        if manifest is not None:
+            manifest.begin(job)
+        why: str | bool | None = None
+        if not overwrite and job.target.exists():
+            try:
+                why = manifest.verdict(job) if manifest is not None else None
+                if why is None:
+                    why = why_redone(job, scale, page) or True
+            except UserError as error:
+                tally.fail(error)
+                continue
+        if why is True:
+            tally.keep(f"{printable(job.target)}: kept; --overwrite replaces it")
+            continue
+        if why is not None:
+            tally.bar.write(f"{printable(job.target)}: done anew: {why}", file=sys.stdout)
+        chosen.append(job)
+    return chosen
+
+
+def _compare(job: Job, tally: Tally) -> None:
+    """Write bicubic and the result side by side, beside the result."""
+    from esc_arch.study.comparison import side_by_side
+
+    file = job.target.with_name(f"{job.target.stem}_compare.png")
+    try:
+        write_atomically(file, encode(Picture(side_by_side(job.source, job.target))))
+    except (UserError, OSError) as error:
+        tally.fail(f"{printable(file)}: {error}")
+    else:
+        tally.bar.write(f"{printable(file)}: bicubic, and the result", file=sys.stdout)
+
+
+def _watch_tiles(bar: tqdm) -> Callable[[Iterable], Iterable]:
+    """Shows the number of the tile after the bar."""
+
+    def watch(tiles: Iterable[Any]) -> Iterable[Any]:
+        tiles = list(tiles)
+        for number, tile in enumerate(tiles, 1):
+            bar.set_postfix_str(f"tile {number} of {len(tiles)}")
+            yield tile
+        bar.set_postfix_str("")
+
+    return watch

@@ -1,0 +1,228 @@
+"""Films: every frame through the network, sound and timing kept, gone on with after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import esc_arch
+from esc_arch.cli.main import main
+from esc_arch.inference.picture_files import Picture
+from esc_arch.zoo.identify import build_on_meta
+
+av = pytest.importorskip("av", reason="needs PyAV")
+
+TINY = {
+    "type": "ESC",
+    "dim": 16,
+    "pdim": 4,
+    "kernel_size": 5,
+    "n_blocks": 1,
+    "conv_blocks": 1,
+    "window_size": 8,
+    "num_heads": 2,
+    "exp_ratio": 1.25,
+    "upscaling_factor": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a model whose results look like their inputs."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    state = build_on_meta(TINY).state_dict()
+    params = {name: torch.randn(value.shape) * 0.02 for name, value in state.items()}
+    torch.save({"params": params}, "net.pth")
+    return tmp_path
+
+
+def make_clip(
+    name: str,
+    photograph: np.ndarray,
+    times: list[int],
+    codec: str = "libx264",
+    form: str = "yuv420p",
+    sound: bool = True,
+) -> None:
+    """A film of 64x48 that moves over a photograph; a frame at each of the times, in 1/100 s."""
+    with av.open(name, "w") as out:
+        video = out.add_stream(codec, rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, form
+        video.codec_context.time_base = Fraction(1, 100)
+        tone = out.add_stream("aac", rate=22050) if sound else None
+        for number, when in enumerate(times):
+            pixels = photograph[number % 60 : number % 60 + 48, 100:164]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = when, Fraction(1, 100)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        if tone is not None:
+            samples = np.sin(np.arange(22050 * (times[-1] + 4) // 100) * 0.05).astype(np.float32)
+            for start in range(0, len(samples) - 1024, 1024):
+                part = av.AudioFrame.from_ndarray(
+                    samples[None, start : start + 1024], format="fltp", layout="mono"
+                )
+                part.sample_rate, part.pts = 22050, start
+                out.mux(tone.encode(part))
+            out.mux(tone.encode(None))
+
+
+def frames(name: str, form: str = "rgb24") -> list[np.ndarray]:
+    with av.open(name) as film:
+        return [frame.to_ndarray(format=form) for frame in film.decode(video=0)]
+
+
+def times(name: str) -> list[float]:
+    with av.open(name) as film:
+        return [frame.time for frame in film.decode(video=0)]
+
+
+def sound(name: str) -> list[tuple[bytes, float]]:
+    with av.open(name) as film:
+        packets = [packet for packet in film.demux(audio=0) if packet.size]
+        return [(bytes(packet), float(packet.pts * packet.time_base)) for packet in packets]
+
+
+def upscale(*arguments: object) -> int:
+    words = ["upscale", "--model", "net.pth", "--device", "cpu", *map(str, arguments)]
+    return main(words)
+
+
+def expected(name: str) -> list[np.ndarray]:
+    upscaler = esc_arch.load("net.pth", "cpu")
+    return [upscaler.upscale_picture(Picture(frame)).pixels for frame in frames(name)]
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Of the luma, since most films have colours at half the size only."""
+    luma = [picture @ np.array([0.299, 0.587, 0.114]) for picture in (first, second)]
+    return 10 * np.log10(255**2 / np.mean((luma[0] - luma[1]) ** 2))
+
+
+UNEVEN = [0, 4, 8, 9, 13, 30, 34, 38, 42]
+
+
+def test_frames_are_those_of_the_pipeline_and_sound_and_timing_stay(folder, photographs, capsys):
+    make_clip("clip.mp4", photographs["coffee"], UNEVEN)
+    assert upscale("clip.mp4", "-o", "clip_x2.mp4", "--quality", 95, "--batch", 2) == 0
+    assert capsys.readouterr().out == "clip_x2.mp4: done\n"
+    results = frames("clip_x2.mp4")
+    assert len(results) == len(UNEVEN) and results[0].shape == (96, 128, 3)
+    assert min(map(psnr, results, expected("clip.mp4"))) > 38
+    assert times("clip_x2.mp4") == pytest.approx(times("clip.mp4"), abs=1e-6)
+    assert sound("clip_x2.mp4") == sound("clip.mp4")
+    assert sorted(os.listdir()) == ["clip.mp4", "clip_x2.mp4", "net.pth"]
+    # It is kept, as results are.
+    assert upscale("clip.mp4", "-o", "clip_x2.mp4") == 0
+    assert "kept" in capsys.readouterr().out
+
+
+def test_ffv1_is_what_the_pipeline_gives_to_the_bit(folder, photographs):
+    make_clip("clip.mkv", photographs["coffee"], [0, 4, 8], sound=False)
+    assert upscale("clip.mkv", "-o", "out", "--codec", "ffv1") == 0
+    for ours, theirs in zip(frames("out/clip.mkv"), expected("clip.mkv"), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_ten_bits_stay_ten(folder, photographs):
+    make_clip("clip.mp4", photographs["coffee"], [0, 4, 8], form="yuv420p10le")
+    assert upscale("clip.mp4", "-o", "clip_x2.mp4", "--quality", 95) == 0
+    with av.open("clip_x2.mp4") as film:
+        assert film.streams.video[0].codec_context.pix_fmt == "yuv420p10le"
+    assert min(map(psnr, frames("clip_x2.mp4"), expected("clip.mp4"))) > 38
+
+
+def test_colours_stay_where_players_would_guess_others(folder, photographs):
+    # Of 400 lines players take BT.601; of 800 they would take BT.709.
+    pixels = np.zeros((400, 64, 3), np.uint8)
+    pixels[:] = (200, 40, 40)
+    with av.open("red.mp4", "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 400, "yuv420p"
+        out.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(video.encode(None))
+    assert upscale("red.mp4", "-o", "red_x2.mp4") == 0
+    with av.open("red_x2.mp4") as film:
+        context = film.streams.video[0].codec_context
+        assert (context.colorspace, context.color_range) == (6, 1)
+        frame = next(film.decode(video=0))
+    with av.open("red.mp4") as film:
+        before = next(film.decode(video=0))
+    middle = [each.to_ndarray()[100, 30] for each in (before, frame)]
+    assert abs(int(middle[0]) - int(middle[1])) <= 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_after_a_kill_it_goes_on_and_the_film_is_as_without(folder, photographs, capsys):
+    make_clip("clip.mp4", photographs["coffee"], list(range(0, 4 * 300, 4)))
+    assert upscale("clip.mp4", "-o", "whole.mp4") == 0
+    command = [sys.executable, "-m", "esc_arch.cli", "upscale", "clip.mp4", "-o", "killed.mp4"]
+    command += ["--model", "net.pth", "--device", "cpu"]
+    parts = Path(".killed.mp4.parts")
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not (parts / "000000.nut").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert (parts / "000000.nut").exists() and not Path("killed.mp4").exists()
+    capsys.readouterr()
+    assert upscale("clip.mp4", "-o", "killed.mp4") == 0
+    assert "clip.mp4: gone on from frame 120" in capsys.readouterr().err
+    assert times("killed.mp4") == times("whole.mp4")
+    for ours, theirs in zip(frames("killed.mp4"), frames("whole.mp4"), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert not parts.exists()
+
+
+def test_parts_of_other_options_are_not_gone_on_from(folder):
+    from esc_arch.films.segments import Segments
+
+    first = Segments(Path("a.mp4"), {"model": "1"})
+    first.file(0).write_bytes(b"part")
+    assert Segments(Path("a.mp4"), {"model": "1"}).done() == 1
+    assert Segments(Path("a.mp4"), {"model": "2"}).done() == 0
+    assert not first.file(0).exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, status, told",
+    [
+        (["clip.mp4", "net.pth"], 2, "clip.mp4: films are upscaled one at a time, alone"),
+        (["clip.mp4", "--format", "png"], 2, "--format: is for pictures; this is a film"),
+        (["clip.mp4", "--codec", "ffv1", "-o", "a.mp4"], 2, "-o a.mp4: ffv1 goes into .mkv"),
+        (["net.pth", "--codec", "h264"], 2, "--codec h264: no film is among the inputs"),
+        (["text.mp4"], 2, "text.mp4: not a film that can be read"),
+        (["none.mp4"], 2, "none.mp4: "),
+        (["sound.mp4"], 2, "sound.mp4: has no pictures in it"),
+        (["clip.mp4", "-o", "."], 2, "clip.mp4: its result would replace it"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, status, told, folder, photographs, capsys):
+    make_clip("clip.mp4", photographs["coffee"], [0, 4])
+    Path("text.mp4").write_text("not a film")
+    with av.open("sound.mp4", "w") as out:
+        tone = out.add_stream("aac", rate=22050)
+        part = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        part.sample_rate, part.pts = 22050, 0
+        out.mux([*tone.encode(part), *tone.encode(None)])
+    before = Path("clip.mp4").read_bytes()
+    assert upscale(*arguments) == status
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1, error
+    assert Path("clip.mp4").read_bytes() == before
+
+
+def test_a_film_that_breaks_off_is_told_and_nothing_half_is_left(folder, photographs, capsys):
+    make_clip("clip.mkv", photographs["coffee"], list(range(0, 400, 4)), sound=False)
+    content = Path("clip.mkv").read_bytes()
+    Path("half.mkv").write_bytes(content[: len(content) // 2])
+    status = upscale("half.mkv", "-o", "half_x2.mkv")
+    # What can be decoded of a film that was cut off is shown by players, too.
+    assert status == 0 and 10 < len(frames("half_x2.mkv")) < 100

@@ -26,6 +26,7 @@ SUBCOMMANDS: dict[str, str] = {
     "upscale": "esc_arch.cli.upscale",
     "bench": "esc_arch.cli.bench",
     "compare": "esc_arch.cli.compare",
+    "app": "esc_arch.cli.app",
     "prepare": "esc_arch.cli.prepare",
     "install-basicsr": "esc_arch.cli.install_basicsr",
 }

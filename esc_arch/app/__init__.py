@@ -1,0 +1,1 @@
+"""The page that `basicsr app` serves: drop a picture, compare, download. Needs the extra `app`."""

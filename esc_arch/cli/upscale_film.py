@@ -3,10 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esc_arch.errors import UserError, printable
 from esc_arch.films import CODECS, SUFFIXES
-from esc_arch.inference.upscaler import Upscaler
+
+if TYPE_CHECKING:
+    from esc_arch.inference.upscaler import Upscaler
 
 
 def target_of(args: argparse.Namespace, source: Path) -> Path:
@@ -33,7 +36,7 @@ def target_of(args: argparse.Namespace, source: Path) -> Path:
 
 
 def upscale_one(
-    args: argparse.Namespace, source: Path, upscaler: Upscaler, made_by: dict[str, object]
+    args: argparse.Namespace, source: Path, upscaler: "Upscaler", made_by: dict[str, object]
 ) -> int:
     """Upscale a film, with a bar of frames. 0 if it is done or was there already."""
     from tqdm import tqdm

@@ -3,19 +3,17 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from esc_arch.errors import UserError, printable
-from esc_arch.inference.encoding import encode
-from esc_arch.inference.folders import run_jobs
-from esc_arch.inference.manifest import Manifest
-from esc_arch.inference.picture_files import Picture
-from esc_arch.inference.planning import Plan, why_redone
-from esc_arch.inference.upscaler import Upscaler
-from esc_arch.inference.work import Job, Settings
-from esc_arch.whole_files import write_atomically
+
+if TYPE_CHECKING:
+    from esc_arch.inference.manifest import Manifest
+    from esc_arch.inference.planning import Plan
+    from esc_arch.inference.upscaler import Upscaler
+    from esc_arch.inference.work import Job, Settings
 
 
 class Tally:
@@ -67,10 +65,10 @@ class Tally:
 
 
 def upscale_all(
-    plan: Plan,
-    upscalers: Sequence[Upscaler],
-    settings: Settings,
-    manifest: Manifest | None,
+    plan: "Plan",
+    upscalers: Sequence["Upscaler"],
+    settings: "Settings",
+    manifest: "Manifest | None",
     overwrite: bool = False,
     compare: bool = False,
 ) -> Tally:
@@ -84,6 +82,8 @@ def upscale_all(
         overwrite: Whether results that are there are replaced.
         compare: Whether bicubic and the result are written side by side, too.
     """
+    from esc_arch.inference.folders import run_jobs
+
     tty = sys.stderr.isatty()
     tally = Tally(tqdm(unit="picture", disable=not tty), len(plan.problems))
     for problem in plan.problems:
@@ -109,14 +109,16 @@ def upscale_all(
 
 
 def _to_do(
-    jobs: Iterable[Job],
+    jobs: Iterable["Job"],
     scale: int,
     page: int | None,
-    manifest: Manifest | None,
+    manifest: "Manifest | None",
     overwrite: bool,
     tally: Tally,
-) -> list[Job]:
+) -> list["Job"]:
     """The jobs whose results are not there yet, or are those of something else."""
+    from esc_arch.inference.planning import why_redone
+
     chosen = []
     for job in jobs:
         if manifest is not None:
@@ -139,9 +141,12 @@ def _to_do(
     return chosen
 
 
-def _compare(job: Job, tally: Tally) -> None:
+def _compare(job: "Job", tally: Tally) -> None:
     """Write bicubic and the result side by side, beside the result."""
+    from esc_arch.inference.encoding import encode
+    from esc_arch.inference.picture_files import Picture
     from esc_arch.study.comparison import side_by_side
+    from esc_arch.whole_files import write_atomically
 
     file = job.target.with_name(f"{job.target.stem}_compare.png")
     try:

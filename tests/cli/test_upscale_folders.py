@@ -71,7 +71,7 @@ def test_names_that_cannot_be_printed_are_escaped_and_all_is_done(encoding, fold
     )
     assert result.returncode == 0 and result.stderr == b""
     assert b"caf\\udce9.png" in result.stdout and b"\\n\\x1b[2J.png" in result.stdout
-    assert result.stdout.count(b"\n") == 4
+    assert result.stdout.count(b"\n") == 5
     assert len([name for name in os.listdir("upscaled") if name.endswith("png")]) == 3
 
 

@@ -175,6 +175,7 @@ setup(
         # `basicsr app`, and `basicsr upscale` of films.
         "app": ["gradio>=6.0"],
         "video": ["av>=14.0"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
         "bench": ["spandrel", "spandrel-extra-arches"],
         # Networks of others to train and test: ATD, SRFormer, OmniSR, PLKSR.
         "peers": ["spandrel", "spandrel-extra-arches"],

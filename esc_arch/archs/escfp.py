@@ -33,8 +33,7 @@ class SeparableDynamicConv(nn.Module):
         """Convolve (B, C, H, W) with (C, C, 1, 1), then with (C, 1, K, K) and each sample's 3x3."""
         batch, channels = x.shape[:2]
         dynamic = self.proj(x).view(batch, channels, 3, 3)
-        kernels = lk_spatial.squeeze(1) + ops.embed_kernel(dynamic, lk_spatial.shape[-1])
-        return ops.separable_dynamic_conv(F.conv2d(x, lk_channel), kernels)
+        return ops.factored_dynamic_conv(F.conv2d(x, lk_channel), lk_spatial, dynamic)
 
 
 class SeparableConvAttn(nn.Module):

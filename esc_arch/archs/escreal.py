@@ -12,7 +12,7 @@ from esc_arch.archs.checks import require_bool, require_odd, require_positive_in
 from esc_arch.archs.conv_attn import large_kernel_parameter
 from esc_arch.archs.layers import Block, BlockOptions
 from esc_arch.errors import UserError
-from esc_arch.ops.windows import reflect_indices
+from esc_arch.ops.windows import reflect_margin
 
 
 class ReflectDepthwiseConv(nn.Conv2d):
@@ -28,13 +28,7 @@ class ReflectDepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        margin = self.kernel_size[0] // 2
-        if min(x.shape[-2:]) > margin:
-            return super().forward(F.pad(x, (margin,) * 4, mode="reflect"))
-        rows, columns = (
-            reflect_indices(size, margin, size + margin, x.device) for size in x.shape[-2:]
-        )
-        return super().forward(x.index_select(-2, rows).index_select(-1, columns))
+        return super().forward(reflect_margin(x, self.kernel_size[0] // 2))
 
 
 class DySample(nn.Module):

@@ -24,6 +24,7 @@ SUBCOMMANDS: dict[str, str] = {
     "checkpoints": "esc_arch.cli.checkpoints",
     "convert": "esc_arch.cli.convert",
     "upscale": "esc_arch.cli.upscale",
+    "export": "esc_arch.cli.export",
     "bench": "esc_arch.cli.bench",
     "compare": "esc_arch.cli.compare",
     "app": "esc_arch.cli.app",

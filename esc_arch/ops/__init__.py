@@ -13,6 +13,7 @@ from esc_arch.ops.attention import (
 from esc_arch.ops.convolutions import (
     conv_attn,
     conv_ffn,
+    factored_dynamic_conv,
     long_range_dynamic_conv,
     separable_dynamic_conv,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "conv_ffn",
     "d4_mean",
     "embed_kernel",
+    "factored_dynamic_conv",
     "feature_attention",
     "flashbias_attention",
     "flashbias_self_attention",

@@ -256,6 +256,7 @@ def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k:
     return out[..., :head_dim]
 
 
+@fusible
 def flashbias_self_attention(
     x: Tensor, to_qkv: Layer, bias_q: Tensor, bias_k: Tensor, window_size: int
 ) -> Tensor:

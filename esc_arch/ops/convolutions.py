@@ -108,3 +108,19 @@ def separable_dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
     weights = kernels.reshape(batch * channels, 1, kernel_size, kernel_size)
     out = F.conv2d(samples, weights, padding=(kernel_size // 2,) * 2, groups=batch * channels)
     return out.view(batch, channels, height, width)
+
+
+@fusible
+def factored_dynamic_conv(x: Tensor, spatial: Tensor, dynamic: Tensor) -> Tensor:
+    """Convolve each channel with a kernel that all images share, and with each image's own 3x3.
+
+    Args:
+        x: Features (B, C, H, W).
+        spatial: (C, 1, K, K), K odd.
+        dynamic: (B, C, 3, 3).
+
+    Returns:
+        The sum of both, (B, C, H, W); zero padding.
+    """
+    kernels = spatial.squeeze(1) + embed_kernel(dynamic, spatial.shape[-1])
+    return separable_dynamic_conv(x, kernels)

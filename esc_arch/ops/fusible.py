@@ -5,8 +5,9 @@ the same in one go on one kind of device. `esc_arch.kernels.choose` decides whic
 network nor a formula asks.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ Chooser = Callable[[str, tuple[Any, ...]], Callable[[], Tensor] | None]
 Layer = TypeVar("Layer", bound=type[nn.Module])
 
 _choose: Chooser | None = None
+_stand_ins: Mapping[str, Function] = {}
 _replaceable: set[type[nn.Module]] = {nn.Conv2d}
 
 
@@ -24,6 +26,21 @@ def set_chooser(chooser: Chooser) -> None:
     """Let `chooser` decide what runs, from now on."""
     global _choose
     _choose = chooser
+
+
+@contextlib.contextmanager
+def standing_in(functions: Mapping[str, Function]) -> Iterator[None]:
+    """Let other formulas of the same results stand for operations: those an export can hold.
+
+    Args:
+        functions: By the operations' names; each takes all of an operation's arguments.
+    """
+    global _stand_ins
+    before, _stand_ins = _stand_ins, {**_stand_ins, **functions}
+    try:
+        yield
+    finally:
+        _stand_ins = before
 
 
 def fusible(formula: Function) -> Function:
@@ -41,6 +58,8 @@ def fusible(formula: Function) -> Function:
         missing = count - len(args)
         if missing > 0:
             args += defaults[len(defaults) - missing :]
+        if name in _stand_ins:
+            return _stand_ins[name](*args)
         kernel = None if _choose is None else _choose(name, args)
         return formula(*args) if kernel is None else kernel()
 

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from esc_arch.ops.fusible import fusible
 
+
+@fusible
 def d4_mean(kernel: Tensor) -> Tensor:
     """Mean of a kernel over the 8 flips and quarter turns of its last two axes.
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esc_arch.ops.fusible import fusible
+
 
 def reflect_pad(x: Tensor, pad_h: int, pad_w: int) -> Tensor:
     """Reflect-pad the bottom and the right of a batch of images, by any amount.
@@ -51,6 +53,26 @@ def reflect_indices(size: int, before: int, end: int, device: torch.device) -> T
     return torch.minimum(position, period - position)
 
 
+@fusible
+def reflect_margin(x: Tensor, margin: int) -> Tensor:
+    """Reflect-pad all sides of a batch of images of any size, as `reflect_pad` does.
+
+    Args:
+        x: Images or features, (B, C, H, W).
+        margin: Pixels to add at each side.
+
+    Returns:
+        (B, C, H + 2 * margin, W + 2 * margin).
+    """
+    if min(x.shape[-2:]) > margin:
+        return F.pad(x, (margin,) * 4, mode="reflect")
+    rows, columns = (
+        reflect_indices(size, margin, size + margin, x.device) for size in x.shape[-2:]
+    )
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+@fusible
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Reflect-pad the bottom and the right until both sides are multiples of `multiple`.
 

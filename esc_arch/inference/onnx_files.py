@@ -1,0 +1,183 @@
+"""ONNX files of networks: written, and checked against PyTorch in ONNX Runtime."""
+
+import inspect
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from esc_arch.errors import UserError
+from esc_arch.inference.export_forms import branchless, export_form
+from esc_arch.kernels import choose
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Shape = tuple[int, int, int, int]
+
+INPUT, OUTPUT = "input", "output"
+# What both the oldest and the newest PyTorch write.
+OPSETS = range(17, 21)
+# Any but those that are checked.
+_TRACED: Shape = (2, 3, 29, 37)
+# Largest difference from PyTorch's float32 that a model may have: rounding, or in float16 a level
+# of 8 bits and a bit.
+LARGEST_ERRORS = {torch.float32: 1e-4, torch.float16: 1e-2}
+
+
+def to_onnx(
+    network: nn.Module,
+    shape: Shape | None = None,
+    dtype: torch.dtype = torch.float32,
+    opset: int = OPSETS[0],
+    properties: Mapping[str, str] | None = None,
+) -> bytes:
+    """Write a network as an ONNX model, found valid by ONNX's own checker.
+
+    Args:
+        network: A network of the ESC family.
+        shape: Of the input, (B, 3, H, W); None for any batch, height and width.
+        dtype: float32, or float16: then of input, output and weights; softmax, LayerNorm and the
+            means over the picture stay in float32.
+        opset: Version of ONNX's operators, one of `OPSETS`.
+        properties: Texts that the model shall carry, `metadata_props`.
+
+    Returns:
+        The file's content. The model takes `input`, RGB in [0, 1], and gives `output`.
+
+    Raises:
+        UserError: The package onnx is missing.
+    """
+    onnx = _onnx()
+    form = export_form(network, dtype)
+    example = torch.zeros(shape or _TRACED, dtype=dtype)
+    free = {
+        INPUT: {0: "batch", 2: "height", 3: "width"},
+        OUTPUT: {0: "batch", 2: "output_height", 3: "output_width"},
+    }
+    buffer = io.BytesIO()
+    # PyTorch takes another exporter by default since 2.9, which the oldest does not have.
+    has_choice = "dynamo" in inspect.signature(torch.onnx.export).parameters
+    options = {"dynamo": False} if has_choice else {}
+    with branchless(), torch.no_grad(), warnings.catch_warnings():
+        # Of sizes made numbers, which are the same for every picture; and that it is the older.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            form,
+            (example,),
+            buffer,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes=free if shape is None else None,
+            **options,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    onnx.helper.set_model_props(model, dict(properties or {}))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def check_shapes(window_size: int, shape: Shape | None = None) -> list[Shape]:
+    """Shapes to check a model on: one pixel, windows not filled, several images.
+
+    Args:
+        window_size: Side of the attention windows in pixels.
+        shape: What the model takes if it does not take any.
+    """
+    if shape is not None:
+        return [shape]
+    w = window_size
+    sizes = [(1, 1), (31, 33), (w, 2 * w), (w + 1, w - 1 or 1), (3, w + 7), (2, 1), (5, 4)]
+    return [(3, 3, 1, 1), *((1 + index % 2 * 2, 3, *size) for index, size in enumerate(sizes))]
+
+
+def errors_of(
+    model: bytes, network: nn.Module, shapes: Iterable[Shape]
+) -> Iterator[tuple[Shape, float]]:
+    """Compare a model in ONNX Runtime with its network in PyTorch, in float32, without kernels.
+
+    Args:
+        model: The file's content.
+        network: As for `to_onnx`, in float32 on the CPU.
+        shapes: Of the random pictures.
+
+    Yields:
+        Each shape with the largest difference, where 1 is the range from black to white.
+
+    Raises:
+        UserError: The package onnxruntime is missing.
+    """
+    session = open_session(model, ["CPUExecutionProvider"])
+    dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
+    generator = torch.Generator().manual_seed(0)
+    for shape in shapes:
+        # What both take exactly, also where the model takes float16.
+        x = torch.rand(shape, generator=generator).half().float()
+        with torch.no_grad(), choose.switched_off():
+            expected = network(x).numpy()
+        (found,) = session.run([OUTPUT], {INPUT: x.numpy().astype(dtype)})
+        yield shape, largest_difference(found, expected)
+
+
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of two results; infinite for other shapes or what is not finite."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference = float(np.abs(found.astype(np.float32) - expected).max())
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def open_session(
+    model: bytes | str, providers: list[str], threads: int | None = None
+) -> "onnxruntime.InferenceSession":
+    """Load a model in ONNX Runtime.
+
+    Args:
+        model: A file's path or content.
+        providers: What runs it, in order of preference.
+        threads: How many of the CPU it uses; None for as many as PyTorch.
+
+    Raises:
+        UserError: The package onnxruntime is missing.
+    """
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # Errors; warnings tell of optimisations not made.
+    return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+def versions() -> str:
+    """What writes and checks: ONNX and ONNX Runtime with their versions.
+
+    Raises:
+        UserError: One is missing.
+    """
+    return f"ONNX {_onnx().__version__} and ONNX Runtime {_onnxruntime().__version__}"
+
+
+def _onnxruntime():
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(_missing("onnxruntime")) from error
+    return onnxruntime
+
+
+def _onnx():
+    try:
+        import onnx
+        import onnx.checker
+        import onnx.helper
+    except ImportError as error:
+        raise UserError(_missing("onnx")) from error
+    return onnx
+
+
+def _missing(package: str) -> str:
+    return f"ONNX needs the package {package}: pip install 'esc-arch[onnx]'"

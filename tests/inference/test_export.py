@@ -1,0 +1,181 @@
+"""Networks exported: any size, no kernels of their own per image, near PyTorch in float32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from esc_arch.archs.esc import ESC
+from esc_arch.archs.escfp import ESCFP
+from esc_arch.archs.escreal import ESCReal
+from esc_arch.archs.escrealm import ESCRealM
+from esc_arch.archs.upsamplers import UPSAMPLERS
+from esc_arch.cli.main import main
+from esc_arch.inference import onnx_files
+from esc_arch.inference.export_forms import branchless, export_form
+
+SMALL = dict(dim=16, pdim=8, kernel_size=5, n_blocks=1, conv_blocks=1, window_size=8, num_heads=2)
+NETWORKS = {
+    "ESC": lambda: ESC(**SMALL, upscaling_factor=2, use_ln=True),
+    "ESC with FlashBias": lambda: ESC(
+        **SMALL, upscaling_factor=3, attn_type="FlashBias", flashbias_rank=8
+    ),
+    "ESCFP": lambda: ESCFP(**SMALL, upscaling_factor=4),
+    "ESCReal": lambda: ESCReal(**SMALL),
+    "ESCReal with DySample": lambda: ESCReal(**SMALL, use_dysample=True),
+    "ESCRealM unshuffled": lambda: ESCRealM(
+        **SMALL, upscaling_factor=2, unshuffle_mod=True, upsampler="pixelshuffle"
+    ),
+}
+REALM = {
+    f"ESCRealM {name}": lambda name=name: ESCRealM(**SMALL, upscaling_factor=2, upsampler=name)
+    for name in UPSAMPLERS
+    if name != "conv"
+}
+
+
+def built(make) -> nn.Module:
+    """A network in which nothing is zero, as some layers are at the start."""
+    torch.manual_seed(0)
+    network = make().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *REALM])
+def test_the_form_without_branches_computes_what_the_network_does(name: str) -> None:
+    network = built({**NETWORKS, **REALM}[name])
+    form = export_form(network)
+    for shape in ((1, 3, 1, 1), (2, 3, 1, 5), (1, 3, 9, 17), (2, 3, 16, 8)):
+        x = torch.rand(shape)
+        with branchless():
+            found = form(x)
+        torch.testing.assert_close(found, network(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in REALM)]
+)
+def test_onnx_runtime_computes_what_pytorch_does_at_sizes_not_traced(name: str) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network = built({**NETWORKS, **REALM}[name])
+    model = onnx_files.to_onnx(network)
+    shapes = onnx_files.check_shapes(network.window_size)
+    assert len(shapes) == 8
+    assert {shape[0] for shape in shapes} == {1, 3}
+    errors = dict(onnx_files.errors_of(model, network, shapes))
+    assert len(errors) == 8
+    assert max(errors.values()) < 1e-4
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_newer_operators_compute_the_same(opset: int) -> None:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    network = built(NETWORKS["ESCReal with DySample"])
+    model = onnx_files.to_onnx(network, opset=opset)
+    assert [entry.version for entry in onnx.load_from_string(model).opset_import] == [opset]
+    errors = dict(onnx_files.errors_of(model, network, [(1, 3, 1, 1), (3, 3, 9, 17)]))
+    assert max(errors.values()) < 1e-4
+
+
+def test_no_convolution_takes_weights_that_depend_on_the_image() -> None:
+    onnx = pytest.importorskip("onnx")
+    for name in ("ESC", "ESCFP"):
+        graph = onnx.load_from_string(onnx_files.to_onnx(built(NETWORKS[name]))).graph
+        constant = {tensor.name for tensor in graph.initializer}
+        constant |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+        constant |= {
+            node.output[0]
+            for node in graph.node
+            if node.op_type == "Identity" and node.input[0] in constant
+        }
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        assert len(convolutions) > 5
+        assert all(node.input[1] in constant for node in convolutions), name
+        assert not [node for node in graph.node if node.op_type in ("If", "Loop", "Scan")]
+        assert [value.name for value in graph.input] == ["input"]
+        assert [value.name for value in graph.output] == ["output"]
+
+
+@pytest.mark.parametrize("name", ["ESC", "ESCFP", "ESCReal with DySample"])
+def test_float16_models_keep_sums_over_the_picture_in_float32(name: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network = built(NETWORKS[name])
+    model = onnx_files.to_onnx(network, dtype=torch.float16)
+    graph = onnx.load_from_string(model).graph
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert graph.input[0].type.tensor_type.elem_type == half
+    assert graph.output[0].type.tensor_type.elem_type == half
+    made_by = {output: node for node in graph.node for output in node.output}
+    for kind in ("LayerNormalization", "Softmax", "GlobalAveragePool"):
+        nodes = [node for node in graph.node if node.op_type == kind]
+        assert nodes, kind
+        for node in nodes:
+            before = made_by[node.input[0]]
+            while before.op_type == "Transpose":
+                before = made_by[before.input[0]]
+            assert before.op_type == "Cast", kind
+            assert before.attribute[0].i == single, kind
+    # A white picture whose sum over all pixels is beyond float16's largest number.
+    errors = dict(onnx_files.errors_of(model, network, [(1, 3, 300, 300), (3, 3, 9, 17)]))
+    assert max(errors.values()) < 1e-2
+
+
+def test_a_static_model_takes_its_shape_alone() -> None:
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network = built(NETWORKS["ESC"])
+    model = onnx_files.to_onnx(network, shape=(2, 3, 9, 17))
+    errors = dict(onnx_files.errors_of(model, network, [(2, 3, 9, 17)]))
+    assert max(errors.values()) < 1e-4
+    session = onnxruntime.InferenceSession(model)
+    assert session.get_inputs()[0].shape == [2, 3, 9, 17]
+    assert session.get_outputs()[0].shape == [2, 3, 18, 34]
+
+
+def test_a_model_that_differs_is_found() -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network = built(NETWORKS["ESC"])
+    model = onnx_files.to_onnx(network)
+    network.last.bias.add_(0.1)
+    assert dict(onnx_files.errors_of(model, network, [(1, 3, 9, 17)]))[1, 3, 9, 17] > 1e-4
+    expected = np.zeros((1, 3, 2, 2), np.float32)
+    assert onnx_files.largest_difference(expected + np.nan, expected) == float("inf")
+    assert onnx_files.largest_difference(expected[..., :1], expected) == float("inf")
+
+
+def test_the_command_writes_a_checked_file_and_refuses_what_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    checkpoint = tmp_path / "small.pth"
+    torch.save({"params": built(NETWORKS["ESC"]).state_dict()}, checkpoint)
+    out = tmp_path / "esc.onnx"
+    command = ["export", "onnx", "--model", str(checkpoint), "-o", str(out)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "3x3x1x1" in printed
+    assert "largest error" in printed
+    properties = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert properties["scale"] == "2"
+    assert properties["architecture"] == "ESC"
+    for wrong, part in (
+        (command, "--overwrite"),
+        ([*command, "--overwrite", "--opset", "16"], "--opset 16"),
+        ([*command[:-1], str(tmp_path / "esc.pth")], ".onnx"),
+        ([*command, "--overwrite", "--scale", "3"], "--scale 3"),
+    ):
+        assert main(wrong) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert part in line
+    with pytest.raises(SystemExit):
+        main([*command, "--shape", "1x4x8x8"])

@@ -5,6 +5,7 @@ import os
 import torch
 
 from esc_arch.errors import UserError
+from esc_arch.inference.onnx_network import load_onnx
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.zoo.catalogue import default_model
 from esc_arch.zoo.loading import build_network, read_checkpoint
@@ -25,8 +26,8 @@ def load(
     """Load a checkpoint, ready to upscale.
 
     Args:
-        name_or_path: The name of a published or shipped checkpoint, or a file; None for the
-            weights that came with the package.
+        name_or_path: The name of a published or shipped checkpoint, or a file, also an .onnx; None
+            for the weights that came with the package.
         device: cpu, cuda, cuda:1, mps, ...; None for cuda if there is one.
         dtype: What to compute in: float32 (exact, the default), bfloat16 or float16.
         tile: Side of tiles in input pixels; 0 for whole pictures; None for tiles in large ones.
@@ -38,10 +39,13 @@ def load(
         UserError: One line: which value is wrong, and what would be right.
     """
     path = resolve(default_model(scale) if name_or_path is None else name_or_path)
-    device, dtype = _device(device), _dtype(dtype)
-    checkpoint = read_checkpoint(path, scale)
-    network = build_network(checkpoint, device, dtype)
-    upscaler = Upscaler(network, checkpoint.network_g, tile, tile_pad, checkpoint.metadata)
+    if path.suffix.lower() == ".onnx":
+        upscaler = load_onnx(path, _device(device or "cpu"), _dtype(dtype), tile, tile_pad)
+    else:
+        device, dtype = _device(device), _dtype(dtype)
+        checkpoint = read_checkpoint(path, scale)
+        network = build_network(checkpoint, device, dtype)
+        upscaler = Upscaler(network, checkpoint.network_g, tile, tile_pad, checkpoint.metadata)
     if scale is not None and scale != upscaler.scale:
         raise UserError(f"--scale {scale}: {path} upscales by {upscaler.scale}")
     return upscaler

@@ -13,8 +13,10 @@ from esc_arch.archs.escreal import ESCReal
 from esc_arch.archs.escrealm import ESCRealM
 from esc_arch.archs.upsamplers import UPSAMPLERS
 from esc_arch.cli.main import main
+from esc_arch.errors import UserError
 from esc_arch.inference import onnx_files
 from esc_arch.inference.export_forms import branchless, export_form
+from esc_arch.inference.load import load
 
 SMALL = dict(dim=16, pdim=8, kernel_size=5, n_blocks=1, conv_blocks=1, window_size=8, num_heads=2)
 NETWORKS = {
@@ -179,3 +181,36 @@ def test_the_command_writes_a_checked_file_and_refuses_what_cannot_be(
         assert part in line
     with pytest.raises(SystemExit):
         main([*command, "--shape", "1x4x8x8"])
+
+
+def test_upscale_runs_a_model_file_as_it_runs_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    network = built(NETWORKS["ESC"])
+    checkpoint = tmp_path / "small.pth"
+    torch.save({"params": network.state_dict()}, checkpoint)
+    picture = np.random.default_rng(0).integers(0, 256, (13, 21, 3), np.uint8)
+    expected = load(checkpoint).upscale(picture).astype(int)
+    properties = {"scale": "2", "window_size": "8"}
+    for name, model in {
+        "dynamic": onnx_files.to_onnx(network, properties=properties),
+        "without properties": onnx_files.to_onnx(network),
+        "static": onnx_files.to_onnx(network, (2, 3, 16, 24), properties=properties),
+    }.items():
+        file = tmp_path / f"{name}.onnx"
+        file.write_bytes(model)
+        upscaler = load(file, tile=0)
+        assert upscaler.scale == 2
+        if name != "without properties":  # Else padded to windows within the model alone.
+            assert np.abs(upscaler.upscale(picture) - expected).max() <= 1, name
+        assert upscaler.upscale(picture).shape == (26, 42, 3)
+    with pytest.raises(UserError, match="24 x 16"):
+        load(file, tile=0).upscale(np.zeros((17, 8, 3), np.uint8))
+    assert load(file).upscale(np.zeros((40, 70, 3), np.uint8)).shape == (80, 140, 3)
+    with pytest.raises(UserError, match="--dtype bfloat16"):
+        load(file, dtype="bfloat16")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"broken\.onnx"):
+        load(tmp_path / "broken.onnx")

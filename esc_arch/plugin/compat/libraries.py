@@ -1,6 +1,11 @@
 """BasicSR on newer versions of the libraries that it stands on."""
 
+import fractions
+import functools
 import inspect
+import io
+import pickle
+import warnings
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -89,10 +94,25 @@ def files_loaded_without_code(module: ModuleType) -> None:
     """
     import torch
 
-    if inspect.signature(torch.load).parameters["weights_only"].default is not False:
-        return
-    if getattr(module, "torch", None) is torch:
+    if getattr(module, "torch", None) is torch and _torch_loads_code():
         module.torch = _SafelyLoadingTorch(torch)
+
+
+@functools.cache
+def _torch_loads_code() -> bool:
+    """Whether `torch.load` rebuilds objects of any class; its signature does not tell."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save(fractions.Fraction(1, 2), content)
+    content.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            torch.load(content)
+        except pickle.UnpicklingError:
+            return False
+    return True
 
 
 class _SafelyLoadingTorch(wrapt.ObjectProxy):

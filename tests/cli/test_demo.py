@@ -12,6 +12,7 @@ from esc_arch.plugin.preflight import check_options
 from esc_arch.prepare.imresize import imresize
 
 
+@pytest.mark.slow
 def test_trains_compares_and_draws(tmp_path: Path, run_basicsr):
     process = run_basicsr("demo", "--iterations", "2", "--picture", "shown/demo.png")
     output = process.stdout

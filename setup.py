@@ -176,8 +176,7 @@ setup(
         "app": ["gradio>=6.0"],
         "video": ["av>=14.0"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
-        "bench": ["spandrel", "spandrel-extra-arches"],
-        # Networks of others to train and test: ATD, SRFormer, OmniSR, PLKSR.
+        # Networks of others to train, test and measure: ATD, SRFormer, OmniSR, PLKSR.
         "peers": ["spandrel", "spandrel-extra-arches"],
     },
     entry_points={

@@ -20,13 +20,17 @@ out=${1:-benchmarks/results/gpu}
 mkdir -p "$out"
 failed=0
 
-# step LIMIT_IN_SECONDS NAME ARGUMENTS_OF_BASICSR_BENCH...
+bench="-m esc_arch.cli bench"
+exactness=benchmarks/exactness.py
+attention=benchmarks/attention_backends.py
+
+# step LIMIT_IN_SECONDS NAME ARGUMENTS_OF_PYTHON...
 step() {
   local limit=$1 name=$2 status=0
   shift 2
-  echo "== $name: basicsr bench $*" | tee -a "$out/log.txt"
+  echo "== $name: python $*" | tee -a "$out/log.txt"
   timeout --signal=INT --kill-after=10 "$limit" \
-    "${PYTHON:-python}" -W ignore -m esc_arch.cli bench "$@" --out "$out/$name" \
+    "${PYTHON:-python}" -W ignore "$@" --out "$out/$name" \
     2>&1 | tee -a "$out/log.txt"
   status=${PIPESTATUS[0]}
   if [ "$status" -ne 0 ]; then
@@ -38,11 +42,11 @@ step() {
 : >"$out/log.txt"
 if $smoke; then
   quick="--device cpu --repeats 1 --no-process-memory --threads 1"
-  step 200 check check --device cpu --models ESC_light --window-sizes 4 --size 12x8 --dtype float32
-  step 100 x4_float32 $quick --no-flops --scale 4 --size 16x8 --models ESC_light SwinIR_light
-  step 100 attention attention $quick --window-sizes 8 --size 16x16 --dtype float32 \
+  step 200 check $exactness --device cpu --models ESC_light --window-sizes 4 --size 12x8 --dtype float32
+  step 100 x4_float32 $bench $quick --no-flops --scale 4 --size 16x8 --models ESC_light SwinIR_light
+  step 100 attention $attention $quick --window-sizes 8 --size 16x16 --dtype float32 \
     --backends Naive Chunked SDPA plain-torch plain-flash-attn
-  step 100 train train $quick --batch 1 --patch 8 --models ESC_light:Naive ESC_light
+  step 100 train $bench train $quick --batch 1 --patch 8 --models ESC_light:Naive ESC_light
   exit $failed
 fi
 
@@ -51,26 +55,26 @@ fi
 gpu="--device cuda --no-process-memory"
 networks="$gpu --no-flops"
 
-step 130 check check --device cuda --window-sizes 32 48 --dtype float32 float16 bfloat16
-step 70 x4_float32 $networks --scale 4 --models \
+step 130 check $exactness --device cuda --window-sizes 32 48 --dtype float32 float16 bfloat16
+step 70 x4_float32 $bench $networks --scale 4 --models \
   ESC ESC:Naive ESC:Chunked ESC:SDPA ESC_FlashBias ESC_light ESC_light:Naive ESC_FP ESC_FP:Naive \
   SwinIR_light OmniSR ATD_light PLKSR SRFormer_light RCAN
-step 45 x2_x3_float32 $networks --scale 2 3 --repeats 10 --models \
+step 45 x2_x3_float32 $bench $networks --scale 2 3 --repeats 10 --models \
   ESC ESC_light ESC_FP SwinIR_light OmniSR ATD_light PLKSR
-step 75 attention attention $gpu --size 320x180 --repeats 10 --grad no \
+step 75 attention $attention $gpu --size 320x180 --repeats 10 --grad no \
   --window-sizes 8 16 32 64 96 --dtype float32 bfloat16 \
   --backends Naive Chunked SDPA Flex FlashBias plain-torch plain-flash-attn
-step 35 attention_grad attention $gpu --size 320x180 --repeats 10 --grad yes \
+step 35 attention_grad $attention $gpu --size 320x180 --repeats 10 --grad yes \
   --window-sizes 32 --dtype float32 bfloat16 \
   --backends Naive Chunked SDPA Flex FlashBias plain-torch plain-flash-attn
-step 40 train train $gpu --batch 16 --repeats 10 --scale 2 --models \
+step 40 train $bench train $gpu --batch 16 --repeats 10 --scale 2 --models \
   ESC:Naive ESC:Naive:bfloat16 ESC ESC:bfloat16 ESC:Chunked:bfloat16
-step 25 growth $networks --scale 4 --repeats 5 --models ESC ESC:bfloat16 \
+step 25 growth $bench $networks --scale 4 --repeats 5 --models ESC ESC:bfloat16 \
   --size 384x256 768x512 1536x1024 3072x2560
-step 110 x4_half $networks --scale 4 --baseline ESC --models \
+step 110 x4_half $bench $networks --scale 4 --baseline ESC --models \
   ESC ESC:float16 ESC:bfloat16 ESC:bfloat16:compile ESC_FlashBias:float16 ESC_light:bfloat16 \
   ESC_FP:bfloat16 SwinIR_light:bfloat16
-step 60 check_compiled check --device cuda --compile --window-sizes --models ESC_light \
+step 60 check_compiled $exactness --device cuda --compile --window-sizes --models ESC_light \
   --dtype float32 bfloat16
 
 if [ $failed -ne 0 ]; then

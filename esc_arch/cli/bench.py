@@ -20,13 +20,13 @@ BASELINE = "SwinIR_light"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `basicsr bench` and of its modes `attention`, `train` and `check`."""
+    """Add the flags of `basicsr bench` and of `basicsr bench train`."""
     parser.set_defaults(mode=None)
     _add_models(parser, DEFAULT_MODELS)
     parser.add_argument(
         "--size",
         nargs="+",
-        type=_size,
+        type=size,
         metavar="WxH",
         help="sizes of the LR image in pixels (default: those of the paper, for an output of "
         "1280x720)",
@@ -35,30 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", nargs="+", type=int, metavar="S", help=text)
     _add_number(parser, "--batch", 1, "images at a time")
     parser.add_argument("--no-flops", action="store_true", help="do not count FLOPs")
-    _add_measuring(parser, "bench_networks")
+    add_measuring(parser, "bench_networks")
 
     modes = parser.add_subparsers(title="other things to measure", metavar="MODE", dest="mode")
-
-    text = "Measure the attention backends alone."
-    attention = modes.add_parser("attention", help=text, description=text)
-    attention.add_argument(
-        "--backends",
-        nargs="+",
-        metavar="NAME",
-        help="attn_types, plain-torch, plain-flash-attn (kernels without a bias; default: all)",
-    )
-    _add_window_sizes(attention, [8, 16, 32, 48, 64, 96])
-    _add_size(attention, (96, 96), "size of the feature map, padded to whole windows")
-    _add_dtypes(attention)
-    attention.add_argument(
-        "--grad",
-        choices=["no", "yes", "both"],
-        default="both",
-        help="without gradients, with them, or both (default)",
-    )
-    _add_number(attention, "--heads", 4, "number of heads")
-    _add_number(attention, "--head-dim", 16, "channels of a head")
-    _add_measuring(attention, "bench_attention")
 
     text = "Measure training steps."
     train = modes.add_parser("train", help=text, description=text)
@@ -66,37 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_number(train, "--scale", 2, "scale")
     _add_number(train, "--batch", 4, "patches at a time")
     _add_number(train, "--patch", 64, "side of an LR patch in pixels")
-    _add_measuring(train, "bench_train")
-
-    text = "Compare every backend and network with the float64 reference."
-    check = modes.add_parser("check", help=text, description=text)
-    check.add_argument(
-        "--models",
-        nargs="*",
-        default=["ESC", "ESC_light", "ESC_FP"],
-        metavar="NAME",
-        help="networks that have an attn_type (default: ESC ESC_light ESC_FP)",
-    )
-    _add_window_sizes(check, [8, 32, 48])
-    _add_size(check, (72, 40), "size of the networks' LR image")
-    _add_dtypes(check)
-    text = "check each network compiled, in place of each of its backends"
-    check.add_argument("--compile", action="store_true", help=text)
-    _add_device_and_output(check, "bench_check")
+    add_measuring(train, "bench_train")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table and save it.
 
     Returns:
-        The exit status: 1 if `check` found something wrong, else 0.
+        0.
     """
     from esc_arch.cli.pipeline import import_plugins
 
     import_plugins()
-    args.device = _checked_device(args.device)
-    modes = {None: _networks, "attention": _attention, "train": _train, "check": _check}
-    return modes[args.mode](args)
+    args.device = checked_device(args.device)
+    return _train(args) if args.mode == "train" else _networks(args)
 
 
 def _add_models(parser: argparse.ArgumentParser, models: list[str]) -> None:
@@ -121,12 +83,12 @@ def _add_models(parser: argparse.ArgumentParser, models: list[str]) -> None:
     parser.add_argument("--baseline", metavar="MODEL", help=text)
 
 
-def _add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
-    _add_device_and_output(parser, out)
+def add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
+    add_device_and_output(parser, out)
     text = "timed runs of each, taking turns (default: 5 on the CPU, 30 on CUDA)"
-    parser.add_argument("--repeats", type=_positive, metavar="N", help=text)
+    parser.add_argument("--repeats", type=positive, metavar="N", help=text)
     text = "CPU threads (default: as torch chooses)"
-    parser.add_argument("--threads", type=_positive, metavar="N", help=text)
+    parser.add_argument("--threads", type=positive, metavar="N", help=text)
     parser.add_argument(
         "--no-process-memory",
         action="store_true",
@@ -135,37 +97,15 @@ def _add_measuring(parser: argparse.ArgumentParser, out: str) -> None:
     )
 
 
-def _add_device_and_output(parser: argparse.ArgumentParser, out: str) -> None:
+def add_device_and_output(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda if there)")
     text = f"files to write: PREFIX.csv and PREFIX.json (default: {out})"
     parser.add_argument("--out", type=Path, default=Path(out), metavar="PREFIX", help=text)
 
 
-def _add_window_sizes(parser: argparse.ArgumentParser, default: list[int]) -> None:
-    text = f"sides of windows in pixels (default: {' '.join(map(str, default))})"
-    parser.add_argument(
-        "--window-sizes", nargs="*", type=_positive, default=default, metavar="W", help=text
-    )
-
-
-def _add_size(parser: argparse.ArgumentParser, default: tuple[int, int], text: str) -> None:
-    text = f"{text} (default: {default[0]}x{default[1]})"
-    parser.add_argument("--size", type=_size, default=default, metavar="WxH", help=text)
-
-
-def _add_dtypes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=DTYPES,
-        default=["float32", "bfloat16"],
-        help="number types (default: float32 bfloat16)",
-    )
-
-
 def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: str) -> None:
     text = f"{text} (default: {default})"
-    parser.add_argument(flag, type=_positive, default=default, metavar="N", help=text)
+    parser.add_argument(flag, type=positive, default=default, metavar="N", help=text)
 
 
 def _networks(args: argparse.Namespace) -> int:
@@ -174,14 +114,14 @@ def _networks(args: argparse.Namespace) -> int:
     from esc_arch.study.speed.results import add_speedups, format_table, save, timing_columns
 
     contenders = _contenders(args)
-    facts = _facts(args.device, args.threads)
+    facts = describe_run(args.device, args.threads)
     rows: list[dict[str, Any]] = []
     for scale, (width, height) in _cases(args.size, args.scale):
         jobs = [
             NetworkJob(one, scale, width, height, args.batch, args.device) for one in contenders
         ]
         case_rows = []
-        for job, measurement in zip(jobs, _measure(args, jobs), strict=True):
+        for job, measurement in zip(jobs, measured(args, jobs), strict=True):
             count = None
             if measurement.error is None and not args.no_flops:
                 count = flops(job.contender.name, scale, width, height)
@@ -209,46 +149,12 @@ def _networks(args: argparse.Namespace) -> int:
     return 0
 
 
-def _attention(args: argparse.Namespace) -> int:
-    from esc_arch.errors import UserError
-    from esc_arch.study.speed.jobs import ATTENTIONS, AttentionJob
-    from esc_arch.study.speed.results import add_speedups, save, timing_columns
-
-    backends = args.backends or list(ATTENTIONS)
-    for name in backends:
-        if name not in ATTENTIONS:
-            raise UserError(f"--backends {name}: must be one of {', '.join(ATTENTIONS)}")
-    facts = _facts(args.device, args.threads)
-    gradients = {"no": [False], "yes": [True], "both": [False, True]}[args.grad]
-    cases = [(w, dtype, g) for w in args.window_sizes for dtype in args.dtype for g in gradients]
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        shape = args.size, args.heads, args.head_dim
-        jobs = [AttentionJob(name, *case, *shape, args.device) for name in backends]
-        case_rows = [
-            {
-                "backend": job.backend,
-                "window_size": job.window_size,
-                "windows": job.windows,
-                "precision": job.dtype,
-                "grad": job.grad,
-                "gmacs": measurement.facts.get("gmacs"),
-                **timing_columns(measurement),
-            }
-            for job, measurement in zip(jobs, _measure(args, jobs), strict=True)
-        ]
-        add_speedups(case_rows, case_rows[0])
-        rows += case_rows
-        save(args.out, rows, facts)
-    return _finish(args, rows, facts)
-
-
 def _train(args: argparse.Namespace) -> int:
     from esc_arch.study.speed.jobs import TrainingJob
     from esc_arch.study.speed.results import add_speedups, timing_columns
 
     contenders = _contenders(args)
-    facts = _facts(args.device, args.threads)
+    facts = describe_run(args.device, args.threads)
     jobs = [TrainingJob(one, args.scale, args.batch, args.patch, args.device) for one in contenders]
     rows = [
         {
@@ -260,42 +166,13 @@ def _train(args: argparse.Namespace) -> int:
             "parameters": measurement.facts.get("parameters"),
             **timing_columns(measurement),
         }
-        for job, measurement in zip(jobs, _measure(args, jobs), strict=True)
+        for job, measurement in zip(jobs, measured(args, jobs), strict=True)
     ]
     add_speedups(rows, _baseline(args, contenders, rows))
-    return _finish(args, rows, facts)
+    return finish(args, rows, facts)
 
 
-def _check(args: argparse.Namespace) -> int:
-    import dataclasses
-
-    from esc_arch.errors import UserError
-    from esc_arch.study.speed.contenders import parse_contender
-    from esc_arch.study.speed.exactness import check_attention, check_networks
-    from esc_arch.study.speed.results import save
-
-    for name in args.models:
-        contender = parse_contender(name)
-        if contender.label != name or not contender.has_attn_type:
-            raise UserError(f"--models {name}: must be the name of a network with an attn_type")
-    facts = _facts(args.device, None)
-    rows: list[dict[str, Any]] = []
-    for checks in (
-        check_attention(args.device, args.window_sizes, args.dtype),
-        check_networks(args.device, args.models, args.size, args.dtype, args.compile),
-    ):
-        for one in checks:
-            row = {**dataclasses.asdict(one), "passed": one.passed}
-            row["note"] = row.pop("note")
-            rows.append(row)
-            save(args.out, rows, facts)
-    _finish(args, rows, facts)
-    wrong = sum(not row["passed"] for row in rows)
-    print(f"{len(rows) - wrong} of {len(rows)} checks passed")
-    return 1 if wrong else 0
-
-
-def _finish(args: argparse.Namespace, rows: list[dict[str, Any]], facts: dict[str, Any]) -> int:
+def finish(args: argparse.Namespace, rows: list[dict[str, Any]], facts: dict[str, Any]) -> int:
     from esc_arch.study.speed.results import format_table, save
 
     paths = save(args.out, rows, facts)
@@ -303,7 +180,7 @@ def _finish(args: argparse.Namespace, rows: list[dict[str, Any]], facts: dict[st
     return 0
 
 
-def _measure(args: argparse.Namespace, jobs: Sequence[Job]) -> list[Any]:
+def measured(args: argparse.Namespace, jobs: Sequence[Job]) -> list[Any]:
     from esc_arch.study.speed.measure import measure
 
     on_gpu = args.device.startswith("cuda")
@@ -348,7 +225,7 @@ def _baseline(
     return rows[names.index(BASELINE) if BASELINE in names else 0]
 
 
-def _facts(device: str, threads: int | None) -> dict[str, Any]:
+def describe_run(device: str, threads: int | None) -> dict[str, Any]:
     from esc_arch.study.speed.measure import set_up_process
     from esc_arch.study.speed.results import describe
 
@@ -360,7 +237,7 @@ def _facts(device: str, threads: int | None) -> dict[str, Any]:
     return facts
 
 
-def _checked_device(device: str | None) -> str:
+def checked_device(device: str | None) -> str:
     import torch
 
     from esc_arch.errors import UserError
@@ -376,14 +253,14 @@ def _checked_device(device: str | None) -> str:
     return device
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text}: must be WIDTHxHEIGHT in pixels, e.g. 320x180")
     return int(match[1]), int(match[2])
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not re.fullmatch(r"0*[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
     return int(text)

@@ -17,9 +17,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 import esc_arch
 from esc_arch.errors import UserError
 from esc_arch.study.complexity import count_parameters
-from esc_arch.study.speed import exactness, measure, results
+from esc_arch.study.speed import measure, results
 from esc_arch.study.speed.contenders import PEERS, Contender, flops, parse_contender
-from esc_arch.study.speed.jobs import AttentionJob, NetworkJob, TrainingJob
+from esc_arch.study.speed.jobs import NetworkJob, TrainingJob
 from esc_arch.study.speed.measure import Prepared
 
 ROOT = Path(esc_arch.__file__).parents[1]
@@ -203,36 +203,6 @@ def test_a_training_step_changes_the_weights(tmp_path, dtype):
     assert (model.amp_dtype is not None) == (dtype == "bfloat16")
 
 
-def test_attention_jobs_count_what_they_compute():
-    job = AttentionJob("SDPA", 4, "float32", False, (9, 8), 2, 8, "cpu")
-    prepared = job.prepare()
-    prepared.run()
-    assert job.windows == 3 * 2
-    assert prepared.facts == {"gmacs": round(2 * 6 * 2 * 16**2 * 8 / 1e9, 3)}
-
-
-def test_the_check_accepts_right_backends_and_finds_wrong_ones(monkeypatch):
-    from esc_arch.kernels.cpu import library as cpu_kernels
-    from esc_arch.ops import attention
-
-    wrong = attention.BACKENDS["Chunked"]
-    monkeypatch.setitem(
-        attention.BACKENDS, "Chunked", lambda q, k, v, table, w: wrong(q, k, v, 1.01 * table, w)
-    )
-    monkeypatch.delitem(attention.BACKENDS, "Flex")  # Its compilation takes minutes.
-    checks = list(exactness.check_attention("cpu", [4], ["float32"]))
-    passed = {c.path: c.passed for c in checks if c.value == "result"}
-    if cpu_kernels.is_built():
-        assert passed.pop("attention Fused, window 4")
-    assert passed == {
-        "attention Naive, window 4": True,
-        "attention Chunked, window 4": False,
-        "attention SDPA, window 4": True,
-        "attention Auto, window 4": True,
-        "attention FlashBias, window 4": True,
-    }
-
-
 def test_the_table_leaves_out_empty_columns_and_keeps_reasons():
     rows = [
         {"model": "A", "latency_ms": 2.0, "cuda_mb": None, "note": None, "seconds": [0.002]},
@@ -273,7 +243,6 @@ def test_bench_prints_a_table_and_saves_csv_and_json(run_basicsr, tmp_path):
         (["--size", "320"], "320: must be WIDTHxHEIGHT"),
         (["--baseline", "RCAN"], "--baseline RCAN: is not among --models"),
         (["--attn-type", "Nave"], "attn_type is 'Nave'"),
-        (["attention", "--backends", "Nave"], "--backends Nave: must be one of"),
         (["--device", "gpu"], "--device gpu: must be cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "--device cuda:99: torch finds"),
     ],

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import importlib
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -41,16 +40,15 @@ _SWIN_LIGHT = dict(
     mlp_ratio=2,
     upsampler="pixelshuffledirect",
 )
-# Others' networks as their papers have them. A type with a colon is a class of a package that
-# BasicSR does not register.
+# Others' networks as their papers have them, of types that BasicSR or `plugin.peers` registers.
 PEERS: dict[str, dict[str, Any]] = {
     "SwinIR_light": dict(type="SwinIR", window_size=8, **_SWIN_LIGHT),
     "RCAN": dict(type="RCAN", num_group=10, num_block=20),
     "EDSR": dict(type="EDSR", num_feat=256, num_block=32, res_scale=0.1),
     "EDSR_baseline": dict(type="EDSR", num_feat=64, num_block=16),
-    "OmniSR": dict(type="spandrel.architectures.OmniSR:OmniSR", res_num=5),
+    "OmniSR": dict(type="OmniSR", res_num=5),
     "ATD_light": dict(
-        type="spandrel.architectures.ATD:ATD",
+        type="ATD",
         embed_dim=48,
         depths=[6, 6, 6, 6],
         num_heads=[4, 4, 4, 4],
@@ -62,10 +60,8 @@ PEERS: dict[str, dict[str, Any]] = {
         mlp_ratio=1,
         upsampler="pixelshuffledirect",
     ),
-    "PLKSR": dict(type="spandrel.architectures.PLKSR:PLKSR", ccm_type="DCCM"),
-    "SRFormer_light": dict(
-        type="spandrel_extra_arches.architectures.SRFormer:SRFormer", window_size=16, **_SWIN_LIGHT
-    ),
+    "PLKSR": dict(type="PLKSR", ccm_type="DCCM"),
+    "SRFormer_light": dict(type="SRFormer", window_size=16, **_SWIN_LIGHT),
 }
 NAMED = (*FAMILY, "ESC_FlashBias", *PEERS)
 
@@ -100,7 +96,7 @@ class Contender:
     def has_attn_type(self) -> bool:
         """Whether the network takes an `attn_type`; not if its package is missing."""
         try:
-            network_class = find_class(_block(self.name)["type"])
+            network_class = ARCH_REGISTRY.get(_block(self.name)["type"])
         except UserError:
             return False
         return "attn_type" in inspect.signature(network_class).parameters
@@ -133,7 +129,7 @@ class Contender:
             UserError: It cannot be built.
         """
         options = self.options(scale)
-        network_class = find_class(options.pop("type"))
+        network_class = ARCH_REGISTRY.get(options.pop("type"))
         missing = [
             name
             for name, parameter in inspect.signature(network_class).parameters.items()
@@ -153,7 +149,9 @@ class Contender:
         options = self.options(scale)
         if options["type"] not in PADS_NOT:
             return 1
-        default = inspect.signature(find_class(options["type"])).parameters["window_size"].default
+        default = (
+            inspect.signature(ARCH_REGISTRY.get(options["type"])).parameters["window_size"].default
+        )
         return options.get("window_size", default)
 
 
@@ -204,27 +202,6 @@ def parse_contender(
     return contender
 
 
-def find_class(type_name: str) -> type[nn.Module]:
-    """The class of a network.
-
-    Args:
-        type_name: A registered name, or `module:class`.
-
-    Raises:
-        UserError: The package that has it is not installed.
-    """
-    module_name, colon, class_name = type_name.partition(":")
-    if not colon:
-        return ARCH_REGISTRY.get(type_name)
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        package = module_name.partition(".")[0].replace("_", "-")
-        raise UserError(
-            f"{class_name} needs the package {package}: pip install 'esc-arch[bench]' ({error})"
-        ) from error
-
-
 @functools.cache
 def flops(name: str, scale: int, width: int, height: int) -> int | None:
     """Multiply-accumulates of a network for one image, as the paper counts, attention as written.
@@ -266,7 +243,7 @@ def _block(name: str) -> dict[str, Any]:
 
 def _inferred_options(options: dict[str, Any], scale: int) -> dict[str, Any]:
     """Scale and colour channels under the names that a network has for them."""
-    parameters = inspect.signature(find_class(options["type"])).parameters
+    parameters = inspect.signature(ARCH_REGISTRY.get(options["type"])).parameters
     keyword = next((name for name in SCALE_KEYWORDS if name in parameters), None)
     if keyword is None:
         raise UserError(f"{options['type']} has no option for the scale: it upscales nothing")

@@ -1,18 +1,29 @@
-"""Every path against the float64 reference: the formula, and the straightforward network."""
+"""Compare every backend and network with float64: the formula, and the straightforward network.
 
+    python benchmarks/exactness.py --device cuda
+
+prints a table; the exit status is 1 if something is wrong.
+"""
+
+import argparse
 import contextlib
 import copy
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+import esc_arch  # noqa: F401  (registers)
+from esc_arch.cli import bench
+from esc_arch.errors import UserError
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.ops.attention import BACKENDS, KERNELS, flashbias_attention, naive, window_attention
-from esc_arch.study.speed.contenders import DTYPES, Contender
+from esc_arch.study.speed.contenders import DTYPES, Contender, parse_contender
 from esc_arch.study.speed.measure import reason
+from esc_arch.study.speed.results import Row, save
 
 # Relative errors (L2 norms) that rounding explains. "tf32": float32 with the convolutions that
 # cuDNN by default rounds to 10 bits of mantissa.
@@ -243,3 +254,55 @@ def _relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
         [(v.detach().cpu().double() - e).norm() for v, e in zip(values, expected, strict=True)]
     )
     return (difference.norm() / torch.stack([e.norm() for e in expected]).norm()).item()
+
+
+def main() -> int:
+    """Compare, print a table and save it.
+
+    Returns:
+        1 if something is wrong, else 0.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = ["ESC", "ESC_light", "ESC_FP"]
+    text = "networks that have an attn_type (default: ESC ESC_light ESC_FP)"
+    parser.add_argument("--models", nargs="*", default=names, metavar="NAME", help=text)
+    text = "sides of windows in pixels (default: 8 32 48)"
+    windows = [8, 32, 48]
+    parser.add_argument(
+        "--window-sizes", nargs="*", type=bench.positive, default=windows, help=text
+    )
+    text = "width and height of the networks' LR image (default: 72x40)"
+    parser.add_argument("--size", type=bench.size, default=(72, 40), metavar="WxH", help=text)
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=dtypes)
+    text = "check each network compiled, in place of each of its backends"
+    parser.add_argument("--compile", action="store_true", help=text)
+    bench.add_device_and_output(parser, "bench_check")
+    args = parser.parse_args()
+    try:
+        args.device = bench.checked_device(args.device)
+        for name in args.models:
+            contender = parse_contender(name)
+            if contender.label != name or not contender.has_attn_type:
+                raise UserError(f"--models {name}: must be a network's name that has an attn_type")
+    except UserError as error:
+        parser.error(str(error))
+    facts = bench.describe_run(args.device, None)
+    rows: list[Row] = []
+    for checks in (
+        check_attention(args.device, args.window_sizes, args.dtype),
+        check_networks(args.device, args.models, args.size, args.dtype, args.compile),
+    ):
+        for one in checks:
+            row = {**asdict(one), "passed": one.passed}
+            row["note"] = row.pop("note")
+            rows.append(row)
+            save(args.out, rows, facts)
+    bench.finish(args, rows, facts)
+    wrong = sum(not row["passed"] for row in rows)
+    print(f"{len(rows) - wrong} of {len(rows)} checks passed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

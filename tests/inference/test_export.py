@@ -130,6 +130,19 @@ def test_float16_models_keep_sums_over_the_picture_in_float32(name: str) -> None
     assert max(errors.values()) < 1e-2
 
 
+def test_openvino_computes_what_pytorch_does() -> None:
+    pytest.importorskip("onnx")
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    network = built(NETWORKS["ESC"])
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().read_model(onnx_files.to_onnx(network))
+    compiled = openvino.Core().compile_model(model, "CPU", precision)
+    for shape in ((1, 3, 1, 1), (3, 3, 9, 17), (1, 3, 31, 33)):
+        x = torch.rand(shape)
+        found = compiled(x.numpy())[0]
+        assert onnx_files.largest_difference(found, network(x).numpy()) < 1e-4
+
+
 def test_a_static_model_takes_its_shape_alone() -> None:
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")

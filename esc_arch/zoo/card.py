@@ -62,8 +62,9 @@ def describe(
     scale = options.get("upscaling_factor", options.get("scale"))
     told |= {} if scale is None else {"scale": scale}
     told.setdefault("date", datetime.date.today().isoformat())
+    # Plain text: a subclass would be pickled by name, and such a file not be read any more.
     return {
-        key: value if isinstance(value, str) else json.dumps(value, default=str)
+        key: "".join(value) if isinstance(value, str) else json.dumps(value, default=str)
         for key, value in told.items()
     }
 

@@ -102,6 +102,17 @@ def test_what_training_began_with_is_known_after_it_was_resumed(params, tmp_path
     }
 
 
+class Name(str):
+    """Text as option files have it, which remembers more."""
+
+
+def test_text_of_any_class_becomes_plain_text(params):
+    options = {**OPTIONS, "name": Name("mine"), "card": {"author": Name("A")}}
+    torch.save({"params": params, "card": training_card(options, params, 1)}, "net.pth")
+    assert read_checkpoint("net.pth").metadata["name"] == "mine"
+    assert all(type(value) is str for value in training_card(options, params, 1).values())
+
+
 def test_a_card_of_other_parameters_is_told(params, capsys):
     card = training_card(OPTIONS, params, 500)
     params["last.weight"] = params["last.weight"] + 1

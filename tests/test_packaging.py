@@ -188,7 +188,7 @@ def test_the_wheel_names_its_licence_pythons_and_extras(wheel: zipfile.ZipFile) 
     assert "MIT" in (fields["License"] or fields["License-Expression"])
     assert fields["Requires-Python"] == ">=3.10"
     assert set(fields.get_all("Provides-Extra")) == {
-        *("docs", "flash", "peers", "plots", "test", "train")
+        *("app", "docs", "flash", "onnx", "peers", "plots", "test", "train", "video")
     }
 
 

@@ -1,5 +1,5 @@
-"""Preparing super-resolution data, without torch.
+"""Everything between a download of pictures and an LMDB to train on.
 
-A package of its own, beside `esc_arch`, because importing anything below that imports torch, which
-would take most of the memory and the start-up time of the preparation and of each of its processes.
+Nothing here imports torch, which would take most of the memory and of the start-up time of the
+preparation and of each of its processes.
 """

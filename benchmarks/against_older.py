@@ -110,6 +110,8 @@ def compare_kernels(older: str, folder: Path, place: Path) -> None:
     for path in sorted(folder.glob("*.png")):
         pixels = read_picture(path).pixels
         height, width = (side // 32 * 32 for side in pixels.shape[:2])
+        if min(height, width) == 0:
+            continue
         lq = torch.from_numpy(pixels[:height, :width].astype(np.float32) / 255)
         (inputs / path.name).touch()
         np.save(inputs / f"{path.stem}.npy", lq.permute(2, 0, 1)[None].contiguous().numpy())
@@ -171,11 +173,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="plain PNG")
     parser.add_argument("--count", type=int, default=200, help="pictures of 480x320 (default: 200)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
+    parts = ("files", "kernels", "time")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        compare_files(args.older, args.folder, Path(name))
-        compare_kernels(args.older, args.folder, Path(name))
-        compare_time(args.older, args.count, args.rounds, Path(name))
+        if "files" in args.parts:
+            compare_files(args.older, args.folder, Path(name))
+        if "kernels" in args.parts:
+            compare_kernels(args.older, args.folder, Path(name))
+        if "time" in args.parts:
+            compare_time(args.older, args.count, args.rounds, Path(name))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def gelu(x):
-    """GELU to 2.2e-7, in half the instructions of libraries (Abramowitz and Stegun, 7.1.26)."""
+    """GELU to 2.2e-7, in fewer instructions than a library's (Abramowitz and Stegun, 7.1.26)."""
     size = tl.abs(x)
     t = 1.0 / (1.0 + 0.23164189 * size)
     tail = 1.061405429 * t - 1.453152027

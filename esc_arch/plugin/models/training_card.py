@@ -27,7 +27,8 @@ def training_card(
     """
     data = opt.get("datasets", {}).get("train", {})
     told = {
-        "name": opt.get("name"),
+        # A plain string: only such are read back.
+        "name": None if "name" not in opt else str(opt["name"]),
         "dataset": data.get("name"),
         "trainingIterations": iteration,
         "trainingBatchSize": _total_batch(opt, data),

@@ -206,6 +206,8 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
     others = {"tensorboard", "pyiqa", "wandb", "esc_arch", *sys.stdlib_module_names}
     # Comes with builds of PyTorch for GPUs, and is imported only where it is.
     others |= {"triton"}
+    # What gradio is made of, and asks for itself.
+    others |= {"fastapi", "starlette", "uvicorn"}
     for path in (ROOT / "esc_arch").rglob("*.py"):
         for module in imported_modules(path):
             if module not in others:

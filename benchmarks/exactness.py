@@ -2,7 +2,11 @@
 
     python benchmarks/exactness.py --device cuda
 
-prints a table; the exit status is 1 if something is wrong.
+prints a table; the exit status is 1 if something is wrong. Without a GPU, Triton's interpreter runs
+the GPU kernels:
+
+    TRITON_INTERPRET=1 python benchmarks/exactness.py --device cpu --backends Triton \
+        --dtype float32 --window-sizes 8 --models ESC --size 40x24
 """
 
 import argparse
@@ -63,12 +67,13 @@ class Check:
 
 
 def check_attention(
-    device: str, window_sizes: Sequence[int], dtypes: Sequence[str]
+    device: str, backends: Sequence[str], window_sizes: Sequence[int], dtypes: Sequence[str]
 ) -> Iterator[Check]:
     """Compare all backends and their gradients with the formula in float64 on the CPU.
 
     Args:
         device: Where the backends run.
+        backends: Names of attention backends.
         window_sizes: Sides of windows in pixels.
         dtypes: Keys of `DTYPES`.
 
@@ -86,10 +91,7 @@ def check_attention(
         def by_table(*inputs: Tensor, name: str, w: int = window_size) -> Tensor:
             return window_attention(*inputs, w, name)
 
-        paths = {
-            name: (functools.partial(by_table, name=name), [*qkv, table])
-            for name in (*_backends(device), "Auto")
-        }
+        paths = {name: (functools.partial(by_table, name=name), [*qkv, table]) for name in backends}
         paths["FlashBias"] = (flashbias_attention, [*qkv, *factors])
         for dtype in dtypes:
             references = {}
@@ -116,6 +118,7 @@ def check_attention(
 
 def check_networks(
     device: str,
+    backends: Sequence[str],
     names: Sequence[str],
     size: tuple[int, int],
     dtypes: Sequence[str],
@@ -125,6 +128,7 @@ def check_networks(
 
     Args:
         device: Where the networks run.
+        backends: Names of attention backends.
         names: Networks that have an attn_type.
         size: Width and height of the LR image.
         dtypes: Keys of `DTYPES`. As in use, types other than float32 are cast for results and
@@ -151,7 +155,7 @@ def check_networks(
         grad = torch.randn(expected.shape, generator=generator)
         expected_grads = torch.autograd.grad(expected, list(network.parameters()), grad.double())
         reference = (expected.detach(), expected_grads)
-        contenders = [Contender(name, backend) for backend in (*_backends(device), "Auto")]
+        contenders = [Contender(name, backend) for backend in backends]
         if compiled:
             contenders = [Contender(name, "Auto", compile=True)]
         for contender in contenders:
@@ -166,14 +170,14 @@ def check_networks(
                 )
 
 
-def _backends(device: str) -> list[str]:
-    """The backends that are made for a device."""
+def made_for(device: str) -> list[str]:
+    """The backends that are made for a device, and `Auto`."""
     elsewhere = set(KERNELS)
     if device == "cpu" and cpu_kernels.is_built():
         elsewhere.remove("Fused")
     if device.startswith("cuda"):
         elsewhere.remove("Triton")
-    return [name for name in BACKENDS if name not in elsewhere]
+    return [*(name for name in BACKENDS if name not in elsewhere), "Auto"]
 
 
 def _formula(*inputs: Tensor, window_size: int) -> Tensor:
@@ -275,6 +279,8 @@ def main() -> int:
     parser.add_argument("--size", type=bench.size, default=(72, 40), metavar="WxH", help=text)
     dtypes = ["float32", "bfloat16"]
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=dtypes)
+    text = "attention backends (default: those made for the device, and Auto)"
+    parser.add_argument("--backends", nargs="+", choices=[*BACKENDS, "Auto"], help=text)
     text = "check each network compiled, in place of each of its backends"
     parser.add_argument("--compile", action="store_true", help=text)
     bench.add_device_and_output(parser, "bench_check")
@@ -288,10 +294,11 @@ def main() -> int:
     except UserError as error:
         parser.error(str(error))
     facts = bench.describe_run(args.device, None)
+    backends = args.backends or made_for(args.device)
     rows: list[Row] = []
     for checks in (
-        check_attention(args.device, args.window_sizes, args.dtype),
-        check_networks(args.device, args.models, args.size, args.dtype, args.compile),
+        check_attention(args.device, backends, args.window_sizes, args.dtype),
+        check_networks(args.device, backends, args.models, args.size, args.dtype, args.compile),
     ):
         for one in checks:
             row = {**asdict(one), "passed": one.passed}

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from esc_arch.inference.upscaler import Upscaler, Watch
 
 DEFAULT_LARGEST = 1000
-# What torch's allocator says, and its convolutions, which get memory by themselves.
+# What torch's allocator says, its convolutions, which get memory by themselves, and new threads.
 _OUT_OF_MEMORY = (
     "not enough memory",
     "can't allocate memory",
     "could not create a primitive",
     "could not create a memory object",
+    "can't start new thread",
 )
 
 
@@ -206,7 +207,8 @@ def smaller_if_needed(
     tile = None
     while True:
         try:
-            result = attempt(tile)
+            with _memory(opened.job, opened.source):
+                result = attempt(tile)
         except TooLargeError:
             tile = upscaler.smaller_tile(opened.source.height, opened.source.width, tile)
             if tile is None:

@@ -16,6 +16,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 import esc_arch
 from esc_arch.errors import UserError
+from esc_arch.plugin import peers
 from esc_arch.study.complexity import count_parameters
 from esc_arch.study.speed import measure, results
 from esc_arch.study.speed.contenders import PEERS, Contender, flops, parse_contender
@@ -149,8 +150,8 @@ def test_flops_are_those_that_the_paper_prints(name, scale, size, printed):
 
 def needs(name):
     """Skip where the package of a peer is not installed."""
-    if ":" in PEERS.get(name, {"type": ""})["type"]:
-        pytest.importorskip(PEERS[name]["type"].partition(".")[0])
+    if PEERS.get(name, {"type": ""})["type"] in peers.PEERS:
+        pytest.importorskip("spandrel_extra_arches")
 
 
 def test_a_network_is_run_on_what_it_takes_and_cropped():

@@ -41,7 +41,9 @@ def test_the_check_accepts_right_backends_and_finds_wrong_ones(benchmark, monkey
         attention.BACKENDS, "Chunked", lambda q, k, v, table, w: wrong(q, k, v, 1.01 * table, w)
     )
     monkeypatch.delitem(attention.BACKENDS, "Flex")  # Its compilation takes minutes.
-    checks = list(benchmark("exactness").check_attention("cpu", [4], ["float32"]))
+    exactness = benchmark("exactness")
+    backends = exactness.made_for("cpu")
+    checks = list(exactness.check_attention("cpu", backends, [4], ["float32"]))
     passed = {c.path: c.passed for c in checks if c.value == "result"}
     if cpu_kernels.is_built():
         assert passed.pop("attention Fused, window 4")

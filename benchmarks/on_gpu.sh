@@ -63,10 +63,10 @@ step 45 x2_x3_float32 $bench $networks --scale 2 3 --repeats 10 --models \
   ESC ESC_light ESC_FP SwinIR_light OmniSR ATD_light PLKSR
 step 75 attention $attention $gpu --size 320x180 --repeats 10 --grad no \
   --window-sizes 8 16 32 64 96 --dtype float32 bfloat16 \
-  --backends Naive Chunked SDPA Flex FlashBias plain-torch plain-flash-attn
+  --backends Naive Chunked SDPA Flex Triton FlashBias plain-torch plain-flash-attn
 step 35 attention_grad $attention $gpu --size 320x180 --repeats 10 --grad yes \
   --window-sizes 32 --dtype float32 bfloat16 \
-  --backends Naive Chunked SDPA Flex FlashBias plain-torch plain-flash-attn
+  --backends Naive Chunked SDPA Flex Triton FlashBias plain-torch plain-flash-attn
 step 40 train $bench train $gpu --batch 16 --repeats 10 --scale 2 --models \
   ESC:Naive ESC:Naive:bfloat16 ESC ESC:bfloat16 ESC:Chunked:bfloat16
 step 25 growth $bench $networks --scale 4 --repeats 5 --models ESC ESC:bfloat16 \

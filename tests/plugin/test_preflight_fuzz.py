@@ -32,7 +32,8 @@ VALUES = st.one_of(
     st.booleans(),
     st.integers(),
     st.sampled_from([10**9, -(10**9), 10**30, 10**400, 2**31, 2**63, 0, 1, -1, 3]),
-    st.floats(),
+    # Some libraries of the oldest set make processors flush subnormal numbers.
+    st.floats(allow_subnormal=False),
     st.text(max_size=20),
     st.sampled_from(["", "5e-4", "a" * 5000, "\0", "..", "/", "~", "~nobody/x", "{", "{0.x}"]),
     st.lists(st.one_of(st.integers(), st.text(max_size=3), st.none()), max_size=4),

@@ -31,6 +31,22 @@ def conv_ffn(x: Tensor, proj: Layer, dwc: Layer, aggr: Layer) -> Tensor:
     return aggr(x)
 
 
+def conv_ffn_of_weights(
+    x: Tensor,
+    proj: Tensor,
+    proj_bias: Tensor,
+    dwc: Tensor,
+    dwc_bias: Tensor,
+    aggr: Tensor,
+    aggr_bias: Tensor,
+) -> Tensor:
+    """Compute `conv_ffn` of the layers' weights, always by the formula: what kernels stand for."""
+    x = F.gelu(F.conv2d(x, proj, proj_bias))
+    padding, groups = dwc.shape[-1] // 2, dwc.shape[0]
+    x = x + F.gelu(F.conv2d(x, dwc, dwc_bias, padding=padding, groups=groups))
+    return F.conv2d(x, aggr, aggr_bias)
+
+
 @fusible
 def conv_attn(
     x: Tensor, large_kernel: Tensor, conv: Callable[[Tensor, Tensor], Tensor], aggr: Layer

@@ -17,6 +17,7 @@ from esc_arch.archs.layers import ConvFFN
 from esc_arch.kernels import choose
 from esc_arch.kernels.gpu import pixel_layers as gpu
 from esc_arch.kernels.gpu import triton_backend
+from esc_arch.ops.convolutions import conv_ffn_of_weights
 
 # Errors that are small whatever torch's own are: some units in the last place. The interpreter cuts
 # numbers to bfloat16 where GPUs round.
@@ -74,7 +75,7 @@ def assert_close_to_exact(
 )
 def test_conv_ffn(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs = conv_ffn_inputs(*shape)
-    assert_close_to_exact(gpu.triton_conv_ffn, gpu.conv_ffn_formula, inputs, dtype)
+    assert_close_to_exact(gpu.triton_conv_ffn, conv_ffn_of_weights, inputs, dtype)
 
 
 @pytest.mark.parametrize("dtype", SMALL)
@@ -90,7 +91,7 @@ def test_conv_attn_after_the_large_kernel(shape: tuple[int, ...], dtype: torch.d
 def test_the_layout_of_features_does_not_matter(layout: torch.memory_format) -> None:
     x, *weights = (tensor.float() for tensor in conv_ffn_inputs(2, 8, 9, 3, 5, 4))
     x = x.contiguous(memory_format=layout)
-    torch.testing.assert_close(gpu.triton_conv_ffn(x, *weights), gpu.conv_ffn_formula(x, *weights))
+    torch.testing.assert_close(gpu.triton_conv_ffn(x, *weights), conv_ffn_of_weights(x, *weights))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from esc_arch.kernels import choose
 from esc_arch.kernels.cpu import library as cpu_kernels
 from esc_arch.kernels.cpu import operators
 from esc_arch.kernels.operator import operator
+from esc_arch.ops.convolutions import conv_ffn_of_weights
 from esc_arch.ops.faults import conv_ffn_fault, same_shape_fault
 
 # Rows and columns.
@@ -20,21 +21,6 @@ TILE_BFLOAT16 = (32, 62)  # With the neighbours of a 3x3 kernel, whole tiles of 
 
 def _takes(x: Tensor, *_: Tensor) -> bool:
     return x.shape[1] % cpu_kernels.MULTIPLE == 0
-
-
-def _formula(
-    x: Tensor,
-    proj: Tensor,
-    proj_bias: Tensor,
-    dwc: Tensor,
-    dwc_bias: Tensor,
-    aggr: Tensor,
-    aggr_bias: Tensor,
-) -> Tensor:
-    x = F.gelu(F.conv2d(x, proj, proj_bias))
-    padding, groups = dwc.shape[-1] // 2, dwc.shape[0]
-    x = x + F.gelu(F.conv2d(x, dwc, dwc_bias, padding=padding, groups=groups))
-    return F.conv2d(x, aggr, aggr_bias)
 
 
 def _check(x: Tensor, *weights: Tensor) -> None:
@@ -204,7 +190,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    return operators.gradients(ctx, _formula, fused_conv_ffn_backward, ctx.saved_tensors, grad_out)
+    return operators.gradients(
+        ctx, conv_ffn_of_weights, fused_conv_ffn_backward, ctx.saved_tensors, grad_out
+    )
 
 
 torch.library.register_autograd(fused_conv_ffn, _backward, setup_context=_save)

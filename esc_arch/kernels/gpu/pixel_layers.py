@@ -88,22 +88,6 @@ def conv_attn_runs(x: Tensor, *_: Any) -> bool:
     return x[0].numel() <= LARGEST_IMAGE and x.shape[1] <= LARGEST_CHANNELS
 
 
-def conv_ffn_formula(
-    x: Tensor,
-    proj: Tensor,
-    proj_bias: Tensor,
-    dwc: Tensor,
-    dwc_bias: Tensor,
-    aggr: Tensor,
-    aggr_bias: Tensor,
-) -> Tensor:
-    """What `triton_conv_ffn` computes, in torch's operations."""
-    x = F.gelu(F.conv2d(x, proj, proj_bias))
-    padding, groups = dwc.shape[-1] // 2, dwc.shape[0]
-    x = x + F.gelu(F.conv2d(x, dwc, dwc_bias, padding=padding, groups=groups))
-    return F.conv2d(x, aggr, aggr_bias)
-
-
 def _check_conv_ffn(x: Tensor, *weights: Tensor) -> None:
     fault = conv_ffn_fault(x, *weights)
     if fault is None and not conv_ffn_runs(x, *weights):
@@ -227,7 +211,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _conv_ffn_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    return operators.gradients(ctx, conv_ffn_formula, None, ctx.saved_tensors, grad_out)
+    return operators.gradients(
+        ctx, convolutions.conv_ffn_of_weights, None, ctx.saved_tensors, grad_out
+    )
 
 
 def _conv_attn_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:

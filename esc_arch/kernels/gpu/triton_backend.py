@@ -15,7 +15,7 @@ from torch import Tensor
 from esc_arch.kernels import choose
 from esc_arch.kernels.gpu import pixel_layers
 from esc_arch.kernels.gpu.window_attention import DTYPES, can_run, triton_window_attention
-from esc_arch.ops import attention
+from esc_arch.ops import attention, convolutions
 from esc_arch.ops.autocast import without_autocast
 
 # With TRITON_INTERPRET=1 in the environment Triton interprets kernels, on the CPU.
@@ -33,7 +33,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
 def conv_ffn(x: Tensor, *weights: Tensor) -> Tensor:
     """Compute `ops.conv_ffn` by Triton, or by its formula."""
     kernel: Any = pixel_layers.triton_conv_ffn
-    return (kernel if works("conv_ffn", x) else pixel_layers.conv_ffn_formula)(x, *weights)
+    return (kernel if works("conv_ffn", x) else convolutions.conv_ffn_of_weights)(x, *weights)
 
 
 def conv_attn(x: Tensor, large_kernel: Tensor, conv: Any, aggr: Tensor, bias: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _try_conv_ffn(random: Random) -> tuple[Tensor, Tensor]:
         random(*shape) for shape in ((1, 16, 4, 4), (16, 16, 1, 1), (16, 1, 3, 3), (16, 16, 1, 1))
     )
     args = x, proj, random(16), dwc, random(16), aggr, random(16)
-    return pixel_layers.triton_conv_ffn(*args), pixel_layers.conv_ffn_formula(*args)
+    return pixel_layers.triton_conv_ffn(*args), convolutions.conv_ffn_of_weights(*args)
 
 
 def _try_conv_attn(random: Random) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ def environment_without(folder: Path, *packages: str) -> Path:
                 link.symlink_to(path)
     # The package itself may be a checkout that is installed in place.
     ours = Path(esc_arch.__file__).parents[1]
-    (site_packages / "links.pth").write_text(f"{links}\n{ours}\n")
+    found = [links] if (links / "esc_arch").exists() else [links, ours]
+    (site_packages / "links.pth").write_text("".join(f"{place}\n" for place in found))
     return folder / "bin" / "python"
 
 

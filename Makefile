@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test-all
 	$(PYTEST)
 
 # The oldest of everything that is supported, on the oldest Python of it that is installed.
@@ -110,4 +110,8 @@ $(VENV)/.installed: setup.py $(wildcard esc_arch/kernels/cpu/csrc/*)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call EXTRA,test)
+	touch $@
+
+$(VENV)/.installed-test-all: $(VENV)/.installed-test
+	$(call EXTRA,test-all)
 	touch $@

@@ -107,6 +107,12 @@ TRAINING = [
     "torchvision>=0.19",
     "urllib3>=2.6.3",
 ]
+# `basicsr app`, and `basicsr upscale` of films.
+APP = ["gradio>=6.0"]
+VIDEO = ["av>=14.0"]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]
+# Networks of others to train, test and measure: ATD, SRFormer, OmniSR, PLKSR.
+PEERS = ["spandrel", "spandrel-extra-arches"]
 
 setup(
     name="esc-arch",
@@ -170,14 +176,14 @@ setup(
         "train": TRAINING,
         "plots": ["matplotlib>=3.9"],
         "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        # Without these the tests of what needs them are skipped.
+        "test-all": [*APP, *VIDEO, *ONNX, *PEERS, "openvino", "selenium"],
         "docs": ["mkdocs-material"],
         "flash": ["flash-attn"],
-        # `basicsr app`, and `basicsr upscale` of films.
-        "app": ["gradio>=6.0"],
-        "video": ["av>=14.0"],
-        "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
-        # Networks of others to train, test and measure: ATD, SRFormer, OmniSR, PLKSR.
-        "peers": ["spandrel", "spandrel-extra-arches"],
+        "app": APP,
+        "video": VIDEO,
+        "onnx": ONNX,
+        "peers": PEERS,
     },
     entry_points={
         "console_scripts": ["basicsr=esc_arch.cli.main:main"],

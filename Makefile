@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
-# Those of them that are installed are tested too.
-PYTHONS ?= 3.10 3.12 3.13
+# Those of them that are installed are tested too; PYTHONS= leaves them out.
+PYTHONS ?= 3.10 3.11 3.12 3.13
 
 FOUND = "$$(.ci/find_python $(PYTHON))"
 BIN := $(VENV)/bin
@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.installed-test-all
+test-all: $(VENV)/.installed-test-all test-pythons
 	$(PYTEST)
 
 # The oldest of everything that is supported, on the oldest Python of it that is installed.
@@ -36,7 +36,7 @@ test-oldest: wheel
 		--constraint tests/oldest.txt -- tests
 
 # Other Pythons than the one here, each with the wheel that was built here and the newest PyTorch.
-test-pythons: wheel
+test-pythons: $(if $(PYTHONS),wheel)
 	ours=$$($(BIN)/python -c "import sys; print('%d.%d' % sys.version_info[:2])"); \
 	for version in $(PYTHONS); do \
 		[ $$version != $$ours ] || continue; \

@@ -89,7 +89,6 @@ def library() -> ctypes.CDLL | None:
     if not _is_made_for_this(library):
         _say_unused(path, "it was compiled from other sources; install the package again")
         return None
-    _declare(library)
     library.esc_use_openmp(_torchs_openmp())
     return library
 
@@ -116,7 +115,8 @@ def _is_made_for_this(library: ctypes.CDLL) -> bool:
         library.esc_structures.restype = ctypes.POINTER(ctypes.c_int)
         compiled_from = library.esc_sources().decode()
         sizes = library.esc_structures()[:4]
-    except AttributeError:  # Older than these functions.
+        _declare(library)
+    except AttributeError:  # It lacks a function.
         return False
     expected = [ctypes.sizeof(structure) for structure in (CTensor, CTiles, CWindows, CConvFfn)]
     return sizes == expected and sources.digest() in ("", compiled_from)

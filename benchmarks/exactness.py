@@ -2,8 +2,9 @@
 
     python benchmarks/exactness.py --device cuda
 
-prints a table; the exit status is 1 if something is wrong. Without a GPU, Triton's interpreter runs
-the GPU kernels:
+prints a table; the exit status is 1 if something is wrong, also where our kernels should have run
+and formulas did. Without a GPU, Triton's interpreter runs the GPU kernels, the whole of ESC in some
+minutes:
 
     TRITON_INTERPRET=1 python benchmarks/exactness.py --device cpu --backends Triton \
         --dtype float32 --window-sizes 8 --models ESC --size 40x24
@@ -14,11 +15,13 @@ import contextlib
 import copy
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import esc_arch  # noqa: F401  (registers)
 from esc_arch.cli import bench
@@ -36,6 +39,21 @@ GRADIENT_TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16
 
 HEADS, HEAD_DIM, WINDOWS, RANK = 4, 16, 3, 48
 
+# What must run, forward and backward, where a network is asked for one of our backends: for its
+# attention, and for layers by their class.
+KERNELS_OF = {
+    "Triton": {
+        "attention": ("triton_window_attention", "triton_window_attention_backward"),
+        "ConvFFN": ("triton_conv_ffn",),
+        "ConvAttn": ("triton_conv_attn",),
+    },
+    "Fused": {
+        "attention": ("window_attention", "window_attention_backward"),
+        "ConvFFN": ("conv_ffn", "conv_ffn_backward"),
+        "ConvAttn": ("conv_attn", "symmetric_conv", "symmetric_conv_weight"),
+    },
+}
+
 ResultAndGradients = tuple[Tensor, Sequence[Tensor]]
 
 
@@ -50,6 +68,7 @@ class Check:
         relative_error: L2 norm of the difference over that of the reference; None if it did not
             run.
         tolerance: Largest that is right.
+        kernels: Which of our kernels ran, and how often.
         note: Why it did not run.
     """
 
@@ -58,6 +77,7 @@ class Check:
     value: str
     relative_error: float | None
     tolerance: float
+    kernels: str = ""
     note: str | None = None
 
     @property
@@ -167,6 +187,7 @@ def check_networks(
                         _run_network, contender, precision, weights, x.to(device), grad.to(device)
                     ),
                     reference,
+                    _kernels_needed(network, contender),
                 )
 
 
@@ -232,25 +253,53 @@ def _tf32_convolutions(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+class _Watch(TorchDispatchMode):
+    """Counts how often each of our operators is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "esc":
+            self.called[operator._schema.name.removeprefix("esc::")] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def _kernels_needed(network: torch.nn.Module, contender: Contender) -> list[str]:
+    """The operators that must run; nothing is known of what compiled networks call."""
+    needed = KERNELS_OF.get(contender.attn_type, {}) if not contender.compile else {}
+    classes = {"attention", *(type(module).__name__ for module in network.modules())}
+    return [name for layer, names in needed.items() if layer in classes for name in names]
+
+
 def _check(
     path: str,
     precision: str,
     compute: Callable[[], ResultAndGradients],
     reference: ResultAndGradients,
+    needed: Sequence[str] = (),
 ) -> Iterator[Check]:
     tolerances = {"result": TOLERANCES[precision], "gradients": GRADIENT_TOLERANCES[precision]}
+    watch = _Watch()
     try:
-        result, grads = compute()
+        # Compiled networks do not run compiled while somebody watches.
+        with watch if needed else contextlib.nullcontext():
+            result, grads = compute()
+        absent = [name for name in needed if name not in watch.called]
+        if absent:
+            raise UserError(f"formulas ran in place of {', '.join(absent)}")
     except Exception as error:
         for value, tolerance in tolerances.items():
-            yield Check(path, precision, value, None, tolerance, reason(error))
+            yield Check(path, precision, value, None, tolerance, note=reason(error))
         return
+    kernels = ", ".join(f"{name} {count}" for name, count in sorted(watch.called.items()))
     errors = {
         "result": _relative_error([result], [reference[0]]),
         "gradients": _relative_error(grads, reference[1]),
     }
     for value, tolerance in tolerances.items():
-        yield Check(path, precision, value, errors[value], tolerance)
+        yield Check(path, precision, value, errors[value], tolerance, kernels)
 
 
 def _relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -302,7 +351,7 @@ def main() -> int:
     ):
         for one in checks:
             row = {**asdict(one), "passed": one.passed}
-            row["note"] = row.pop("note")
+            row["kernels"], row["note"] = row.pop("kernels"), row.pop("note")
             rows.append(row)
             save(args.out, rows, facts)
     bench.finish(args, rows, facts)

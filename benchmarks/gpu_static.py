@@ -24,8 +24,7 @@ from compile_ahead import Compiled, compile_for, exponentials_in, target_of
 
 from esc_arch.kernels.gpu import attention_backward, pixel_kernels
 from esc_arch.kernels.gpu.attention_forward import window_attention_forward
-from esc_arch.kernels.gpu.pixel_layers import PIXELS, WARPS, launch_constants
-from esc_arch.kernels.gpu.window_attention import launch_for
+from esc_arch.kernels.gpu.launches import launch_for, tile_constants, tile_for
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = {
@@ -105,14 +104,15 @@ def compile_attention(
 def compile_layer(name: str, target: str, dtype: str) -> tuple[Compiled, dict[str, Any]]:
     """Compile a kernel of the convolutions as it is launched for ESC."""
     amd = target_of(target).backend == "hip"
-    constants = launch_constants(DTYPES[dtype], DIM, HIDDEN, PDIM, 3, amd)
+    tile = tile_for(amd)
+    constants = tile_constants(tile, DTYPES[dtype], DIM, HIDDEN, PDIM, 3, amd)
     constants["PRECISION"] = "ieee"
-    compiled = compile_for(target, LAYERS[name], {"_ptr": dtype}, constants, WARPS, 1)
+    compiled = compile_for(target, LAYERS[name], {"_ptr": dtype}, constants, tile.warps, 1)
     # Elsewhere what is inside of the loop over hidden channels is not unrolled.
     if name == "conv_attn" or target not in ("80", "89", "90"):
         return compiled, {}
     loop = compiled.inner_loop(exponential=True)
-    lanes = 32 * WARPS / (PIXELS * constants["BLOCK_K"])
+    lanes = 32 * tile.warps / (tile.pixels * tile.channels)
     return compiled, {"instructions_a_hidden_value": round(len(loop) * lanes, 1)}
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from interpreter import products_of_bfloat16  # noqa: F401
+from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
 from torch import Tensor
 
 from esc_arch.archs import ESC
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import layouts
+from esc_arch.kernels.gpu import launches, layouts
 from esc_arch.kernels.gpu import window_attention as gpu
 from esc_arch.ops.attention import naive
 from esc_arch.ops.windows import in_windows, pad_to_multiple
@@ -90,6 +90,20 @@ def test_errors_are_at_most_twice_those_of_torch_in_the_same_precision_or_small(
         size = right.abs().max().clamp_min(0.1)
         error, allowed = ((x - right).abs().max() / size for x in (result, by_torch))
         assert error <= max(2 * allowed, SMALL[dtype]), (name, error, allowed)
+
+
+def test_programs_below_the_image_and_those_of_the_interpreters_size_agree_with_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = (1, 1, 16, 18, 5, 16)  # The second window has two of its sixteen rows.
+    exact = run(written_out, shape, torch.float64)
+    for interpreted in (False, True):
+        monkeypatch.setattr(launches, "INTERPRETED", interpreted)
+        assert launches.launch_for("forward", torch.float32, 16, 16).block_m == (
+            256 if interpreted else 64
+        )
+        for right, result in zip(exact, run(by_kernel, shape, torch.float32), strict=True):
+            torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_the_same_to_the_bit_each_time() -> None:

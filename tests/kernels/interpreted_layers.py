@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from interpreter import products_of_bfloat16  # noqa: F401
+from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
 from kernel_checks import kernels_called
 from torch import Tensor
 

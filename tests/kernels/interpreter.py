@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from esc_arch.kernels.gpu import launches
+
 
 @pytest.fixture(autouse=True)
 def products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +22,9 @@ def products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         return interpreter.TensorHandle(product + start.data, start.dtype.scalar)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(autouse=True)
+def launched_as_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs as large as on a GPU, not as the interpreter is quick with."""
+    monkeypatch.setattr(launches, "INTERPRETED", False)

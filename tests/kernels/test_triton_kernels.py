@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 HERE = Path(__file__).parent
-STATIC = HERE.parents[1] / "benchmarks" / "gpu_static.py"
+BENCHMARKS = HERE.parents[1] / "benchmarks"
+STATIC = BENCHMARKS / "gpu_static.py"
 
 
 def run(*command: object, interpret: bool) -> subprocess.CompletedProcess[str]:
@@ -31,6 +32,28 @@ def test_interpreted_the_kernels_agree_with_float64(file: str, tests: int) -> No
     result = run("-m", "pytest", HERE / f"interpreted_{file}.py", *options, interpret=True)
     assert result.returncode == 0, result.stdout
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= tests, result.stdout
+
+
+@pytest.mark.slow
+def test_interpreted_the_whole_of_esc_agrees_with_float64_by_the_documented_command(
+    tmp_path: Path,
+) -> None:
+    options = ("--device", "cpu", "--backends", "Triton", "--dtype", "float32")
+    options += (
+        "--window-sizes",
+        "8",
+        "--models",
+        "ESC",
+        "--size",
+        "40x24",
+        "--out",
+        tmp_path / "a",
+    )
+    result = run(BENCHMARKS / "exactness.py", *options, interpret=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "6 of 6 checks passed" in result.stdout
+    # Five blocks with one attention and six ConvFFN each, forward twice and backward once.
+    assert "triton_window_attention 10, triton_window_attention_backward 5" in result.stdout
 
 
 @pytest.mark.slow

@@ -54,3 +54,32 @@ def test_the_check_accepts_right_backends_and_finds_wrong_ones(benchmark, monkey
         "attention Auto, window 4": True,
         "attention FlashBias, window 4": True,
     }
+
+
+def test_the_check_of_networks_says_which_kernels_ran_and_fails_where_formulas_did(
+    benchmark, tmp_path
+):
+    from esc_arch.kernels import choose
+    from esc_arch.kernels.cpu import library as cpu_kernels
+
+    if not cpu_kernels.is_built():
+        pytest.skip("installed without a C++ compiler")
+    options = tmp_path / "tiny.yml"
+    options.write_text(
+        "scale: 4\nnetwork_g: {type: ESC, dim: 16, pdim: 16, kernel_size: 5, n_blocks: 1, "
+        "conv_blocks: 1, window_size: 8, num_heads: 2, upscaling_factor: 4}\n"
+    )
+    exactness = benchmark("exactness")
+
+    def check() -> list:
+        wanted = ["Fused"], [str(options)], (9, 8), ["float32"], False
+        return list(exactness.check_networks("cpu", *wanted))
+
+    checks = check()
+    assert [one.passed for one in checks] == [True, True]
+    # Forward twice, for the result and for gradients: two ConvFFN, one ConvAttn each.
+    assert "conv_attn 1, conv_ffn 4, conv_ffn_backward 2" in checks[0].kernels
+    with choose.switched_off():
+        checks = check()
+    assert [one.passed for one in checks] == [False, False]
+    assert "formulas ran in place of window_attention" in checks[0].note

@@ -61,6 +61,9 @@ def queries_pass(
     block = tl.program_id(1)
     head = tl.program_id(2)
     image, top, left = locate(window, height, width, W)
+    if not WHOLE:
+        if top + block * BLOCK_M // W >= height:
+            return
     base = image.to(tl.int64) * image_stride + head * D
     out_base = image.to(tl.int64) * out_image_stride + head * D
 
@@ -217,7 +220,9 @@ def keys_pass(
 
     grad_k = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
     grad_v = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
-    for row in range(0, W, ROWS):
+    # Rows of queries below the image weigh nothing.
+    wanted_rows = W if WHOLE else tl.minimum(height - top, W)
+    for row in range(0, wanted_rows, ROWS):
         address = base + row * row_stride + places[:, None] + channels[None, :]
         out_address = out_base + row * out_row_stride + out_places[:, None] + channels[None, :]
         sums_address = sums_ptr + row * (W * 16) + sums_places

@@ -64,7 +64,8 @@ def window_attention_forward(
     """One program: BLOCK_M queries of one window and head.
 
     `bias_ptr` is (heads, 2 W - 1, W, W) in float32, base 2: row distance, query column, key column.
-    `log_sums_ptr` is (windows, heads, W * W) in float32: log2 of each query's sum of exponentials.
+    `log_sums_ptr` is (windows, heads, W * W) in float32: log2 of each query's sum of exponentials,
+    zero where all of the program's queries are below the image.
     """
     PIXELS: tl.constexpr = W * W
     ROWS: tl.constexpr = BLOCK_N // W_PADDED
@@ -79,6 +80,12 @@ def window_attention_forward(
     base = image.to(tl.int64) * image_stride + head * D
 
     queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    log_sums_ptr += (window.to(tl.int64) * HEADS + head) * PIXELS
+    if not WHOLE:
+        if top + block * BLOCK_M // W >= height:
+            nothing = tl.zeros([BLOCK_M], tl.float32)
+            tl.store(log_sums_ptr + queries, nothing, mask=queries < PIXELS)
+            return
     query_rows, query_columns = queries // W, queries % W
     channels = tl.arange(0, D_PADDED)
     real = channels < D
@@ -162,5 +169,4 @@ def window_attention_forward(
         mask=wanted[:, None] & real[None, :],
     )
     log_sums = top_score + tl.log2(sums)
-    rows = (window.to(tl.int64) * HEADS + head) * PIXELS
-    tl.store(log_sums_ptr + rows + queries, log_sums, mask=queries < PIXELS)
+    tl.store(log_sums_ptr + queries, log_sums, mask=queries < PIXELS)

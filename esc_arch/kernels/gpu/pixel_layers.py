@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_arch.kernels.cpu import operators
-from esc_arch.kernels.gpu.window_attention import DTYPES, ON_AMD
+from esc_arch.kernels.gpu.launches import DTYPES, Tile, tile_constants, tile_for
 from esc_arch.kernels.operator import operator
 from esc_arch.ops import convolutions
 from esc_arch.ops.faults import conv_attn_layers_fault, conv_fault, conv_ffn_fault
@@ -20,57 +20,13 @@ LARGEST_CHANNELS = 128
 LARGEST_SIDE = 7
 # Within an image, kernels count in 32 bits.
 LARGEST_IMAGE = 2**31 - 1
-TILE = {"TILE_H": 4, "TILE_W": 16}
-PIXELS = 64
-WARPS = 4
 
 
-def _power_of_two(value: int) -> int:
-    return max(16, 1 << (value - 1).bit_length())
-
-
-def launch_constants(
-    dtype: torch.dtype,
-    channels: int,
-    hidden: int,
-    pdim: int,
-    side: int,
-    amd: bool = ON_AMD,
-) -> dict[str, Any]:
-    """Constants of the kernels of this folder, each of which takes some of them.
-
-    Args:
-        dtype: Of features and weights.
-        channels: C of the features.
-        hidden: Hidden channels of a ConvFFN.
-        pdim: Channels that a ConvAttn convolves.
-        side: Of a ConvFFN's depthwise kernel.
-        amd: Whether they run on a GPU of AMD.
-    """
-    tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32 and not amd
-    return TILE | {
-        "C": channels,
-        "C_PADDED": _power_of_two(channels),
-        "HIDDEN": hidden,
-        "PDIM": pdim,
-        "PDIM_PADDED": _power_of_two(pdim),
-        "SIZE": side,
-        "PRECISION": "tf32" if tf32 else "ieee",
-        "BLOCK_M": PIXELS,
-        # Channels at a time.
-        "BLOCK_N": 32,
-        "BLOCK_K": 16 if amd else 32,
-    }
-
-
-def _grid(x: Tensor) -> tuple[int, int]:
-    height, width = x.shape[-2:]
-    return -(-height // TILE["TILE_H"]) * -(-width // TILE["TILE_W"]), x.shape[0]
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+def _launch(
+    kernel: Any, grid: tuple[int, ...], tile: Tile, constants: dict[str, Any], *args: Any
+) -> None:
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    kernel[grid](*args, **constants, num_warps=WARPS, num_stages=1)
+    kernel[grid](*args, **constants, num_warps=tile.warps, num_stages=1)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -126,17 +82,15 @@ def triton_conv_ffn(
     x = _channels_last(x)
     batch, channels, height, width = x.shape
     hidden, pixels = proj.shape[0], batch * height * width
-    constants = launch_constants(x.dtype, channels, hidden, channels, dwc.shape[-1])
+    tile = tile_for()
+    constants = tile_constants(tile, x.dtype, channels, hidden, channels, dwc.shape[-1])
     h = x.new_empty(batch, height, width, hidden)
-    _launch(
-        project_kernel,
-        (-(-pixels // PIXELS),),
-        *(x, proj.contiguous(), proj_bias.contiguous(), h, pixels),
-        **constants,
-    )
+    args = x, proj.contiguous(), proj_bias.contiguous(), h, pixels
+    _launch(project_kernel, (-(-pixels // tile.pixels),), tile, constants, *args)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     weights = (weight.contiguous() for weight in (dwc, dwc_bias, aggr, aggr_bias))
-    _launch(conv_ffn_kernel, _grid(x), h, *weights, out, height, width, **constants)
+    args = h, *weights, out, height, width
+    _launch(conv_ffn_kernel, tile.grid(x), tile, constants, *args)
     return out
 
 
@@ -193,10 +147,12 @@ def triton_conv_attn(
 
     _check_conv_attn(x, convolved, kernels, aggr, aggr_bias)
     x, convolved = _channels_last(x), _channels_last(convolved)
-    constants = launch_constants(x.dtype, x.shape[1], 0, convolved.shape[1], 3)
+    tile = tile_for()
+    constants = tile_constants(tile, x.dtype, x.shape[1], 0, convolved.shape[1], 3)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     weights = (weight.contiguous() for weight in (kernels, aggr, aggr_bias))
-    _launch(conv_attn_kernel, _grid(x), x, convolved, *weights, out, *x.shape[-2:], **constants)
+    args = x, convolved, *weights, out, *x.shape[-2:]
+    _launch(conv_attn_kernel, tile.grid(x), tile, constants, *args)
     return out
 
 

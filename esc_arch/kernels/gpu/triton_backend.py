@@ -4,7 +4,6 @@ Each is tried once on a device, on a small input, and compared with its formula.
 """
 
 import functools
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor
 
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import pixel_layers
-from esc_arch.kernels.gpu.window_attention import DTYPES, can_run, triton_window_attention
+from esc_arch.kernels.gpu import launches, pixel_layers
+from esc_arch.kernels.gpu.launches import DTYPES
+from esc_arch.kernels.gpu.window_attention import can_run, triton_window_attention
 from esc_arch.ops import attention, convolutions
 from esc_arch.ops.autocast import without_autocast
 
-# With TRITON_INTERPRET=1 in the environment Triton interprets kernels, on the CPU.
-DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+DEVICES = ("cuda", "cpu") if launches.INTERPRETED else ("cuda",)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:

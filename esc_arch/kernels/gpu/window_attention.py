@@ -5,12 +5,13 @@ channels last: nothing is cut into windows, padded or transposed in memory, and 
 completed by reflection as they are read.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from esc_arch.kernels.cpu.operators import gradients
+from esc_arch.kernels.gpu.launches import DTYPES, ON_AMD, Launch, launch_for, power_of_two
 from esc_arch.kernels.gpu.layouts import (
     LOG2_E,
     bias_tiles,
@@ -25,66 +26,8 @@ from esc_arch.ops.faults import attention_fault
 
 LARGEST_WINDOW = 96
 LARGEST_HEAD = 64
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ON_AMD = torch.version.hip is not None
 # The gradient of the bias is summed for as many heads at a time as fit into this many values.
 BIAS_VALUES = 2**26
-
-
-class Launch(NamedTuple):
-    """How a kernel is cut into programs.
-
-    Attributes:
-        block_m: Rows of a tile of scores: what a program works for.
-        block_n: Columns: what it goes through, this many at a time.
-        warps: Warps of a program.
-        stages: Steps of the loop that are loaded ahead.
-    """
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-def launch_for(
-    kernel: str, dtype: torch.dtype, head_dim: int, window_size: int, amd: bool = ON_AMD
-) -> Launch:
-    """Choose how to cut a kernel; benchmarks/gpu_static.py shows what registers each choice takes.
-
-    Args:
-        kernel: `forward`, `queries`, `keys` or `bias`.
-        dtype: Of queries, keys and values.
-        head_dim: Channels D of a head.
-        window_size: Side w of a window in pixels.
-        amd: Whether it runs on a GPU of AMD, which has less shared memory.
-    """
-    row = _power_of_two(window_size)
-    pixels = max(16, _power_of_two(window_size**2))
-    wide = _power_of_two(head_dim) > 32
-    if dtype == torch.float32:
-        block_m, block_n, warps, stages = 32 if kernel == "bias" else 64, 32, 4, 1
-    elif amd and kernel != "bias":
-        block_m, block_n, warps, stages = 64 if wide else 128, 32, 4, 1
-        if kernel == "forward" and not wide:
-            block_n = 64
-    elif kernel == "forward":
-        block_m, block_n, warps, stages = (128, 64, 8, 2) if wide else (128, 128, 8, 2)
-    elif kernel == "bias":
-        block_m, block_n, warps, stages = 64, 64, 4, 1
-    elif kernel == "keys":
-        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
-    else:
-        narrow = not wide and row <= 32
-        block_m, block_n, warps, stages = (128, 64, 4, 1) if narrow else (64, 64, 4, 1)
-    if kernel != "bias":
-        if row > block_n:  # A row of keys must fit.
-            block_m, block_n = max(16, block_m * block_n // row), row
-    return Launch(min(block_m, pixels), max(16, min(block_n, pixels)), warps, stages)
-
-
-def _power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
 
 
 def can_run(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
@@ -114,7 +57,7 @@ def _arguments(
     constants = {
         "HEADS": heads,
         "D": head_dim,
-        "D_PADDED": max(16, _power_of_two(head_dim)),
+        "D_PADDED": max(16, power_of_two(head_dim)),
         "W": window_size,
         "WHOLE": height % window_size == 0 and width % window_size == 0,
         "PRECISION": _precision(q.dtype),
@@ -195,7 +138,7 @@ def triton_window_attention(
         log_sums,
         head_dim**-0.5 * LOG2_E,
         *sizes,
-        W_PADDED=_power_of_two(window_size),
+        W_PADDED=power_of_two(window_size),
         **constants,
     )
     return out, log_sums
@@ -235,7 +178,7 @@ def triton_window_attention_backward(
     grad_q = torch.empty_like(grad_out)
     launch = launch_for("queries", q.dtype, head_dim, w)
     sizes, constants = _arguments(q, grad_out, heads, w, launch)
-    padded = _power_of_two(w)
+    padded = power_of_two(w)
     tiles = bias_tiles(bias_table, w)
     grid = (windows, -(-pixels // launch.block_m), heads)
     backward_kernels.queries_pass[grid](

@@ -1,0 +1,142 @@
+"""How the kernels of this folder are cut into programs."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ON_AMD = torch.version.hip is not None
+# With this in the environment Triton interprets kernels, on the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Sides of tiles that the interpreter takes: it needs as long for a large one as for a small one.
+INTERPRETED_BLOCK = 256
+
+
+class Launch(NamedTuple):
+    """How a kernel of attention is cut into programs.
+
+    Attributes:
+        block_m: Rows of a tile of scores: what a program works for.
+        block_n: Columns: what it goes through, this many at a time.
+        warps: Warps of a program.
+        stages: Steps of the loop that are loaded ahead.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+def launch_for(
+    kernel: str, dtype: torch.dtype, head_dim: int, window_size: int, amd: bool = ON_AMD
+) -> Launch:
+    """Choose how to cut a kernel; benchmarks/gpu_static.py shows what registers each choice takes.
+
+    Args:
+        kernel: `forward`, `queries`, `keys` or `bias`.
+        dtype: Of queries, keys and values.
+        head_dim: Channels D of a head.
+        window_size: Side w of a window in pixels.
+        amd: Whether it runs on a GPU of AMD, which has less shared memory.
+    """
+    row = power_of_two(window_size)
+    pixels = max(16, power_of_two(window_size**2))
+    wide = power_of_two(head_dim) > 32
+    if INTERPRETED:
+        block_m, block_n, warps, stages = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4, 1
+    elif dtype == torch.float32:
+        block_m, block_n, warps, stages = 32 if kernel == "bias" else 64, 32, 4, 1
+    elif amd and kernel != "bias":
+        block_m, block_n, warps, stages = 64 if wide else 128, 32, 4, 1
+        if kernel == "forward" and not wide:
+            block_n = 64
+    elif kernel == "forward":
+        block_m, block_n, warps, stages = (128, 64, 8, 2) if wide else (128, 128, 8, 2)
+    elif kernel == "bias":
+        block_m, block_n, warps, stages = 64, 64, 4, 1
+    elif kernel == "keys":
+        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
+    else:
+        narrow = not wide and row <= 32
+        block_m, block_n, warps, stages = (128, 64, 4, 1) if narrow else (64, 64, 4, 1)
+    if kernel != "bias":
+        if row > block_n:  # A row of keys must fit.
+            block_m, block_n = max(16, block_m * block_n // row), row
+    return Launch(min(block_m, pixels), max(16, min(block_n, pixels)), warps, stages)
+
+
+class Tile(NamedTuple):
+    """How a kernel that goes by pixels is cut into programs.
+
+    Attributes:
+        height: Rows of pixels of a program.
+        width: Columns.
+        channels: Channels at a time.
+        warps: Warps of a program.
+    """
+
+    height: int
+    width: int
+    channels: int
+    warps: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a program."""
+        return self.height * self.width
+
+    def grid(self, x: torch.Tensor) -> tuple[int, int]:
+        """Programs for features (B, C, H, W): of an image, and images."""
+        height, width = x.shape[-2:]
+        return -(-height // self.height) * -(-width // self.width), x.shape[0]
+
+
+def tile_for(amd: bool = ON_AMD) -> Tile:
+    """Choose how to cut the kernels that go by pixels."""
+    if INTERPRETED:
+        return Tile(16, 16, 128, 4)
+    return Tile(4, 16, 16 if amd else 32, 4)
+
+
+def tile_constants(
+    tile: Tile,
+    dtype: torch.dtype,
+    channels: int,
+    hidden: int,
+    pdim: int,
+    side: int,
+    amd: bool = ON_AMD,
+) -> dict[str, Any]:
+    """Constants of the kernels that go by pixels, each of which takes some of them.
+
+    Args:
+        tile: How they are cut into programs.
+        dtype: Of features and weights.
+        channels: C of the features.
+        hidden: Hidden channels of a ConvFFN.
+        pdim: Channels that a ConvAttn convolves.
+        side: Of a ConvFFN's depthwise kernel.
+        amd: Whether they run on a GPU of AMD.
+    """
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.allow_tf32 and not amd
+    return {
+        "TILE_H": tile.height,
+        "TILE_W": tile.width,
+        "C": channels,
+        "C_PADDED": max(16, power_of_two(channels)),
+        "HIDDEN": hidden,
+        "PDIM": pdim,
+        "PDIM_PADDED": max(16, power_of_two(pdim)),
+        "SIZE": side,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "BLOCK_M": tile.pixels,
+        "BLOCK_N": max(tile.channels, 32),
+        "BLOCK_K": tile.channels,
+    }
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is not less."""
+    return 1 << (value - 1).bit_length()

@@ -1,5 +1,6 @@
 """Processes that this package starts import nothing from the current folder."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -33,6 +34,28 @@ def test_isolated_as_on_python_310_it_finds_them_too(trap: Path, monkeypatch: py
     result = children.run_python("import lmdb; print(lmdb.__file__)")
     assert result.returncode == 0, result.stderr.decode()
     assert not (trap / "it-ran").exists()
+
+
+@pytest.mark.slow
+def test_the_command_started_by_demo_and_reproduce_finds_them_too(trap: Path):
+    # To where the option file is read: all that a run imports has been imported.
+    command = children.basicsr_command("train", "-opt", "absent.yml")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == "basicsr: error: -opt absent.yml: no such option file\n"
+    assert not (trap / "it-ran").exists()
+
+
+def test_no_module_starts_python_in_another_way():
+    package = Path(children.__file__).parent
+    starts = [
+        str(path.relative_to(package))
+        for path in sorted(package.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.List) and "sys.executable" in map(ast.unparse, node.elts)
+    ]
+    # pip is started in an empty folder.
+    assert starts == ["children.py", "children.py", "cli/install_basicsr.py"]
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])

@@ -213,8 +213,9 @@ class TrainingRun:
             state = load_same(opt)
             if state is not None:
                 self._folder.lock(opt)
-                if opt.get("seed_drawn") and isinstance(state.get("seed"), int):
-                    opt["manual_seed"] = state["seed"]
+                seed = state.get("seed")
+                if opt.get("seed_drawn") and type(seed) is int and 0 <= seed < 2**32:
+                    opt["manual_seed"] = seed
             self._data.resume_state = state
             return state
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import queue
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,12 +45,15 @@ class Patience:
         lowest_rate: Bytes a second below which a connection has failed: a server that sends a byte
             now and then would otherwise hold a run for years.
         window: Seconds over which the rate is measured.
+        answer: Seconds until an answer's headers must be whole: each byte of them may take as long
+            as a silence may last.
     """
 
     retries: int = 5
     wait: float = 1.0
     lowest_rate: float = 1000
     window: float = 60.0
+    answer: float = 120.0
 
 
 class _WrongPart(requests.ConnectionError):
@@ -56,7 +61,7 @@ class _WrongPart(requests.ConnectionError):
 
 
 class _TooSlow(requests.ConnectionError):
-    """Less than the lowest rate."""
+    """Less than the lowest rate, or no whole answer in time."""
 
 
 def download(
@@ -202,7 +207,7 @@ def _fetch_rest(
     if offset and begun is not None:
         # With If-Range the server sends the whole file when it is no longer the one begun.
         headers = {"Range": f"bytes={offset}-", "If-Range": begun}
-    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+    with _answer(session, url, headers, patience.answer) as response:
         if response.status_code == 416:
             if response.headers.get("Content-Range") == f"bytes */{offset}":
                 return
@@ -255,6 +260,35 @@ def _fetch_rest(
             file.flush()
         if total is not None and file.tell() != total:
             raise requests.ConnectionError("the connection was cut")
+
+
+def _answer(
+    session: requests.Session, url: str, headers: dict[str, str], seconds: float
+) -> requests.Response:
+    """Ask, and wait for the headers no longer than so many seconds.
+
+    Timeouts of sockets are of each read: who sends a byte a second would be waited for for days.
+
+    Raises:
+        requests.RequestException: There is no answer.
+    """
+    answers: queue.Queue[requests.Response | BaseException] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(session.get(url, headers=headers, stream=True, timeout=_TIMEOUT))
+        except BaseException as error:
+            answers.put(error)
+
+    # A thread that still waits then does not keep the process from ending.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise _TooSlow(f"the server has not answered within {seconds:g} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _body(response: requests.Response, patience: Patience) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from esc_arch.errors import UserError
+from esc_arch.prepare.headers import UPRIGHT, read_header
 
 IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 # No others are tried, whatever a file holds: Pillow starts Ghostscript for EPS.
@@ -85,7 +86,8 @@ def read_image(path: Path) -> tuple[np.ndarray, bool]:
 
     Returns:
         The image as (H, W, 3) uint8 in BGR, and whether it was grey and had to be converted.
-        A fourth channel (alpha) is dropped.
+        A fourth channel (alpha) is dropped. It stands upright, as BasicSR and every viewer turn it
+        by its EXIF orientation.
 
     Raises:
         UserError: The file cannot be read, is no image, is damaged, or is not 8 bit.
@@ -104,7 +106,11 @@ def read_image(path: Path) -> tuple[np.ndarray, bool]:
         # Pillow raises a different class for each kind of damage in each format.
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(f"{path}: {reason}; a whole image file is needed") from None
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    header = read_header(io.BytesIO(content))
+    # "Unchanged" is not turned either.
+    turned = header is not None and header.turn != UPRIGHT
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if turned else cv2.IMREAD_UNCHANGED
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if image is None:
         raise UserError(f"{path}: OpenCV cannot decode it; a whole image file is needed")
     if image.dtype != np.uint8:

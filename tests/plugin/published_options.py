@@ -23,7 +23,7 @@ from published_templates import (
 )
 
 _UNREAD = ": nothing reads this key"
-_SRGAN = {
+SRGAN = {
     "model_type": "SRGANModel",
     "network_d": VGG_D,
     "train:optim_d": ADAM,
@@ -31,7 +31,7 @@ _SRGAN = {
     "train:net_d_iters": 1,
     "train:net_d_init_iters": 0,
 }
-_REAL = {
+REAL = {
     "model_type": "RealESRNetModel",
     "gt_usm": True,
     "datasets:train": {
@@ -49,9 +49,9 @@ _REAL = {
     },
     **DEGRADATION,
 }
-_REAL_GAN = {
-    **_REAL,
-    **_SRGAN,
+REAL_GAN = {
+    **REAL,
+    **SRGAN,
     "model_type": "RealESRGANModel",
     "l1_gt_usm": True,
     "percep_gt_usm": True,
@@ -64,21 +64,21 @@ _REAL_GAN = {
 FILES = [
     # What trains as it is.
     Published("BasicSR MSRResNet", {"network_g": MSRRESNET}),
-    Published("BasicSR SRGAN", {**_SRGAN, "train:perceptual_opt": PERCEPTUAL}),
+    Published("BasicSR SRGAN", {**SRGAN, "train:perceptual_opt": PERCEPTUAL}),
     Published(
         "BasicSR ESRGAN",
-        {**_SRGAN, "model_type": "ESRGANModel", "network_g": RRDBNET, "train:ldl_opt": None},
+        {**SRGAN, "model_type": "ESRGANModel", "network_g": RRDBNET, "train:ldl_opt": None},
     ),
     Published("SwinIR classical", {"model_type": "SwinIRModel", "network_g": SWINIR}),
     Published(
         "SwinIR fine-tuned, two optimizers written once",
         {"model_type": "SwinIRModel", "network_g": SWINIR, "train:total_iter": 250000},
     ),
-    Published("Real-ESRNet", _REAL),
-    Published("Real-ESRGAN", {**_REAL_GAN, "train:perceptual_opt": PERCEPTUAL}),
+    Published("Real-ESRNet", REAL),
+    Published("Real-ESRGAN", {**REAL_GAN, "train:perceptual_opt": PERCEPTUAL}),
     Published(
         "LDL with artifact loss",
-        {**_SRGAN, "train:ldl_opt": {"type": "L1Loss", "loss_weight": 1.0}, "scale": 4},
+        {**SRGAN, "train:ldl_opt": {"type": "L1Loss", "loss_weight": 1.0}, "scale": 4},
     ),
     Published(
         "Restormer's clipping with ESCModel",
@@ -288,7 +288,7 @@ FILES = [
     ),
     Published(
         "discriminator of 128 for patches of 96",
-        {**_SRGAN, "datasets:train:gt_size": 96},
+        {**SRGAN, "datasets:train:gt_size": 96},
         ("network_d:input_size: is 128, but gt_size is 96",),
     ),
     Published(
@@ -299,7 +299,7 @@ FILES = [
     Published(
         "psnr of tensors",
         {"val:metrics:psnr": {"type": "calculate_psnr_pt", "crop_border": 4}},
-        ("calculate_psnr_pt fails on a picture",),
+        ("calculate_psnr_pt fails on a picture of 256 x 256",),
     ),
     Published(
         "psnr without GT",
@@ -329,11 +329,11 @@ FILES = [
     ),
     Published(
         "Real-ESRNet without a list",
-        {**_REAL, "datasets:train": {**_REAL["datasets:train"], "meta_info": None}},
+        {**REAL, "datasets:train": {**REAL["datasets:train"], "meta_info": None}},
     ),
     Published(
         "unknown layer",
-        {**_SRGAN, "train:perceptual_opt": {**PERCEPTUAL, "layer_weights": {"conv5_5": 1}}},
+        {**SRGAN, "train:perceptual_opt": {**PERCEPTUAL, "layer_weights": {"conv5_5": 1}}},
         ("layer_weights:conv5_5: no such layer in vgg19",),
     ),
     Published(
@@ -379,7 +379,8 @@ FILES = [
     Published(
         "a section of validation that is null",
         {"val": None},
-        ("val: must be a section",),
+        (),
+        ("val: has neither metrics nor save_img: nothing is measured nor saved",),
         test=True,
     ),
     Published(

@@ -87,6 +87,17 @@ def test_only_the_first_process_writes(together: Path, alone: Path):
     assert written(together / "rank0") == written(alone)
 
 
+def test_two_processes_go_on_to_total_iter_where_epochs_leave_samples_over(
+    tmp_path: Path, write_train_options: Callable[..., Path]
+):
+    # Of 4 pictures for each process a batch of 3 leaves one over.
+    changes = {"datasets:train:dataset_enlarge_ratio": 1, "datasets:train:batch_size_per_gpu": 3}
+    options = {**OPTIONS, **changes, "train:total_iter": 7}
+    run = Run(tmp_path, "-opt", write_train_options(options))
+    assert run.finish() == 0, run.log[-3000:]
+    assert sorted(losses(run.log)) == list(range(1, 8))
+
+
 def test_a_killed_process_ends_both_with_a_message(
     tmp_path: Path, write_train_options: Callable[..., Path]
 ):

@@ -104,6 +104,22 @@ def test_a_signal_saves_the_current_iteration_and_says_how_to_go_on(
 
 
 @pytest.mark.slow
+def test_a_signal_ends_a_run_that_prefetches_by_a_thread(tmp_path: Path, write_train_options):
+    prefetched = {
+        "datasets:train:prefetch_mode": "cpu",
+        "datasets:train:num_worker_per_gpu": 1,
+        "train:total_iter": 100_000,
+        "val:val_freq": 100_000,
+        "logger:save_checkpoint_freq": 100_000,
+    }
+    run = Run(tmp_path, "-opt", write_train_options({**OPTIONS, **prefetched}))
+    run.read_until(r"iter: +3,")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish() == 128 + signal.SIGTERM, run.log[-3000:]
+    assert re.search(r"stopped by SIGTERM, saved iteration \d+; go on with", run.log)
+
+
+@pytest.mark.slow
 def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
     tmp_path: Path, write_train_options
 ):

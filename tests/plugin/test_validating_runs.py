@@ -1,8 +1,8 @@
 """What BasicSR would measure, save or compare wrongly when it validates: right, or refused."""
 
 import json
+import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from runs_in_process import (
     WriteOptions,
     folder,  # noqa: F401  (each test starts in it)
     log_of,
+    refused,
     state,
+    test_of,
     told,
     train,
 )
-
-from esc_arch.errors import UserError
-from esc_arch.plugin import testing
 
 
 def test_a_set_without_gt_is_not_compared_with_the_last_training_patch(
@@ -39,25 +39,41 @@ def test_a_set_without_gt_is_not_compared_with_the_last_training_patch(
     assert measured["real"] == {} and measured["tiny_val"]["psnr"]
 
 
-def test_niqe_counts_as_the_better_the_lower(write_train_options: WriteOptions):
-    from basicsr.models import build_model
-
-    from esc_arch.plugin.models.durable import durable
-
-    opt = yaml.safe_load(write_train_options().read_text())
-    opt.update(num_gpu=0, dist=False, is_train=False, rank=0)
-    opt["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 0}}
-    model = durable(type(build_model(opt)))(opt)
-    model._initialize_best_metric_results("set")
-    for iteration, value in ((1, 5.0), (2, 4.0), (3, 6.0)):
-        model._update_best_metric_result("set", "niqe", value, iteration)
-    assert model.best_metric_results["set"]["niqe"]["iter"] == 2
+def test_with_niqe_the_checkpoint_of_the_lowest_is_kept(
+    write_train_options: WriteOptions, photographs: Any, tmp_path: Path
+):
+    (tmp_path / "lq").mkdir()
+    Image.fromarray(photographs["coffee"][100:196, 200:296]).save(tmp_path / "lq" / "cup.png")
+    options = {
+        "datasets:val": {
+            "name": "real",
+            "type": "SingleImageDataset",
+            "dataroot_lq": str(tmp_path / "lq"),
+            "io_backend": {"type": "disk"},
+        },
+        "val": {"val_freq": 1, "metrics": {"niqe": {"type": "calculate_niqe", "crop_border": 0}}},
+        # Steps this long change what is measured.
+        "train:optim_g": {"type": "SGD", "lr": 0.5},
+        "train:ema_decay": None,
+        "train:total_iter": 5,
+        "logger:save_checkpoint_freq": 1,
+        "logger:keep_checkpoints": 1,
+    }
+    log = train(write_train_options(options))
+    values = json.loads(Path("experiments/tiny/validation.json").read_text())["real"]["niqe"]
+    lowest = min(values, key=values.__getitem__)
+    assert max(values, key=values.__getitem__) != lowest
+    kept = {path.stem for path in Path("experiments/tiny/training_states").iterdir()}
+    assert kept == {lowest, "5"}
+    assert re.findall(r"Best: [\d.]+ @ (\d+) iter", log)[-1] == lowest
 
 
 def test_two_sets_of_one_name_are_refused(write_train_options: WriteOptions):
     opt = yaml.safe_load(write_train_options().read_text())
-    with pytest.raises(UserError, match="val and val_2 both have name: tiny_val"):
-        train(write_train_options({"datasets:val_2": opt["datasets"]["val"]}))
+    options = write_train_options({"datasets:val_2": opt["datasets"]["val"]})
+    assert "datasets:val_2:name: 'tiny_val' is datasets:val's name too" in refused(options)
+    said = refused(options, "--no-preflight")
+    assert "val and val_2 both have name: tiny_val" in said
 
 
 def test_images_of_one_name_are_refused_where_they_would_be_saved(
@@ -72,8 +88,8 @@ def test_images_of_one_name_are_refused_where_they_would_be_saved(
         "dataroot_lq": str(tmp_path / "lq"),
         "io_backend": {"type": "disk"},
     }
-    with pytest.raises(UserError, match=r"chelseax2\.(bmp|png) would both be saved as chelseax2"):
-        train(write_train_options({"datasets:val_2": single, "val:save_img": True}))
+    said = refused(write_train_options({"datasets:val_2": single, "val:save_img": True}))
+    assert re.search(r"chelseax2\.(bmp|png) would both be saved as chelseax2", said)
     # Before the first iteration.
     assert not list(Path("experiments/tiny/training_states").iterdir())
 
@@ -108,8 +124,10 @@ def test_gt_that_is_too_large_for_its_lq_is_refused_in_validation(
     for path in paired_data.val_gt.iterdir():
         image = cv2.imread(str(path))
         cv2.imwrite(str(tmp_path / "gt" / path.name), cv2.resize(image, None, fx=2, fy=2))
-    with pytest.raises(UserError, match=r"GT is 96 x 80 and LQ 24 x 20: that is not scale 2"):
-        train(write_train_options({"datasets:val:dataroot_gt": str(tmp_path / "gt")}))
+    options = write_train_options({"datasets:val:dataroot_gt": str(tmp_path / "gt")})
+    assert "is 24 x 20, but its partner in dataroot_gt 96 x 80: that is not" in refused(options)
+    said = refused(options, "--no-preflight")
+    assert "GT is 96 x 80 and LQ 24 x 20: that is not scale 2" in said
 
 
 def test_a_border_that_leaves_nothing_is_refused_after_saving(write_train_options: WriteOptions):
@@ -117,8 +135,9 @@ def test_a_border_that_leaves_nothing_is_refused_after_saving(write_train_option
     options = write_train_options(
         {"val:metrics": {"psnr": metric}, "val:val_freq": 3, "logger:save_checkpoint_freq": 100}
     )
-    with pytest.raises(UserError, match="psnr: crop_border: 200: nothing is left of an image"):
-        train(options)
+    assert "crop_border: 200 leaves nothing of" in refused(options)
+    said = refused(options, "--no-preflight")
+    assert "psnr: crop_border: 200: nothing is left of an image" in said
     assert state(3)["iter"] == 3
     assert "The run ends with an error; saved iteration 3." in log_of("tiny")
 
@@ -169,11 +188,7 @@ def test_a_test_needs_neither_val_nor_suffix(
     opt = yaml.safe_load(write_test_options().read_text())
     opt["val"] = val
     Path("test.yml").write_text(yaml.safe_dump(opt))
-    arguments, sys.argv = sys.argv, ["basicsr", "-opt", "test.yml"]
-    try:
-        assert testing.test(str(Path.cwd())) == 0
-    finally:
-        sys.argv = arguments
+    test_of(Path("test.yml"))
     images = list(Path("results/tiny_test/visualization").rglob("*.png"))
     assert len(images) == (2 if val else 0)
 

@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
         tag: The ETag.
         asked: The Range headers so far.
         answer: Status and headers that every request gets, with the first 1000 bytes.
+        raw: What every request gets, byte by byte as it stands; the last byte again and again.
         pause: Seconds after each byte of the content.
     """
 
@@ -42,6 +43,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[str | None] = []
         self.answer: tuple[int, dict[str, str]] | None = None
         self.pause: float | None = None
+        self.raw: bytes | None = None
 
     @property
     def url(self) -> str:
@@ -56,6 +58,10 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(self.headers["Range"])
         if server.statuses:
             self.send_error(server.statuses.pop(0))
+            return
+        if server.raw is not None:
+            self.wfile.write(server.raw)
+            self.drip(server.raw[-1:] * 10_000)
             return
         if server.answer:
             status, headers = server.answer
@@ -93,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # The other side has given up, as it should.
             for place in range(len(rest)):
                 self.wfile.write(rest[place : place + 1])
-                time.sleep(self.server.pause)
+                time.sleep(self.server.pause or 0)
 
     def log_message(self, *arguments) -> None:
         pass
@@ -109,8 +115,8 @@ def server():
         thread.join()
 
 
-def fetch(server, path, retries=5, lowest_rate=1000, window=60, **options):
-    patience = Patience(retries, wait=0.01, lowest_rate=lowest_rate, window=window)
+def fetch(server, path, retries=5, lowest_rate=1000, window=60, answer=120, **options):
+    patience = Patience(retries, 0.01, lowest_rate, window, answer)
     return download(server.url, path, **{"progress": False, "patience": patience, **options})
 
 
@@ -281,6 +287,25 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, tmp_path):
     server.pause = None
     assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
     assert server.asked[2] == f"bytes={come}-"
+
+
+def test_a_server_that_never_ends_its_headers_is_given_up(server, tmp_path):
+    server.raw, server.pause = b"HTTP/1.1 200 OK\r\nX: aaaa", 0.02
+    with pytest.raises(UserError, match="the server has not answered within 0.3 s; run the same"):
+        fetch(server, tmp_path / "file.zip", retries=1, answer=0.3)
+    assert len(server.asked) == 2
+    assert names(tmp_path) == []
+    server.raw = server.pause = None
+    assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_control_characters_in_a_servers_reason_are_escaped(server, tmp_path, status):
+    server.raw = b"HTTP/1.1 %d Gone\x1b[2J\rbasicsr: all is well\r\n\r\n" % status
+    with pytest.raises(UserError) as error:
+        fetch(server, tmp_path / "file.zip", retries=0)
+    assert f"{status} Gone\\x1b[2J\\rbasicsr: all is well" in str(error.value)
+    assert str(error.value).isprintable()
 
 
 def test_connections_that_bring_next_to_nothing_are_not_tried_for_ever(server, tmp_path):

@@ -1,11 +1,14 @@
+import contextlib
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from esc_arch.errors import UserError
+from esc_arch.prepare.headers import read_header
 from esc_arch.prepare.images import encode_png, list_images, png_shape, read_image
 
 
@@ -29,6 +32,30 @@ def test_a_colour_image_is_read_as_it_is(tmp_path, bgr, suffix):
 def test_jpeg_is_decoded_as_opencv_and_so_basicsr_does(tmp_path, bgr):
     path = write(tmp_path / "image.jpg", bgr)
     assert np.array_equal(read_image(path)[0], cv2.imread(str(path)))
+
+
+def read_by_basicsr(path: Path) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_an_image_is_turned_upright_as_basicsr_turns_it(tmp_path, bgr, suffix, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / f"turned{suffix}"
+    Image.fromarray(bgr[..., ::-1].copy()).save(path, exif=exif)
+    image, _ = read_image(path)
+    assert np.array_equal(image, read_by_basicsr(path))
+    header = read_header(path)
+    assert header == (*image.shape[:2], turn)
+    if suffix == ".png":
+        upright = ImageOps.exif_transpose(Image.open(path))
+        assert np.array_equal(image, np.asarray(upright)[..., ::-1])
+    Image.fromarray(bgr[..., 0]).save(path, exif=exif)
+    image, grey = read_image(path)
+    assert grey or suffix == ".webp"  # Which knows no grey.
+    assert np.array_equal(image, read_by_basicsr(path))
 
 
 def test_a_grey_image_becomes_rgb_and_says_so(tmp_path, bgr):
@@ -113,11 +140,25 @@ def test_encoding_loses_nothing(bgr):
     assert np.array_equal(decoded, bgr)
 
 
-def test_only_the_listed_formats_are_opened_whatever_the_name(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="a program that is a script")
+def test_only_the_listed_formats_are_opened_whatever_the_name(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    # Pillow starts Ghostscript for such a file, if it may.
+    ghostscript = tmp_path / "bin" / "gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/it-ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    with contextlib.suppress(OSError), Image.open(path) as picture:
+        picture.load()
+    assert (tmp_path / "it-ran").exists()
+    (tmp_path / "it-ran").unlink()
+
     with pytest.raises(UserError, match="photo.png: not an image"):
         read_image(path)
+    assert read_header(path) is None
+    assert not (tmp_path / "it-ran").exists()
 
 
 def test_a_pipe_called_like_an_image_is_not_waited_for(tmp_path):

@@ -348,13 +348,22 @@ def test_div2k_is_downloaded_unpacked_and_packed(tmp_path, hr, prepare):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         given = ["--download", "--mirror", f"http://127.0.0.1:{server.server_port}", "--out", out]
         given += ["--scales", 2, "--crop-size", 96, "--step", 96, "--workers", 1, "--count", 2]
+        # Of a cut archive nothing is remembered.
+        whole = (mirror / "DIV2K_train_HR.zip").read_bytes()
+        (mirror / "DIV2K_train_HR.zip").write_bytes(whole[: len(whole) // 2])
+        result = prepare("div2k", *given)
+        assert result.status == 2
+        assert "File is not a zip file; remove it to download it anew" in result.errors[0]
+        assert [path.name for path in (out / "raw").iterdir()] == ["DIV2K_train_HR.zip"]
+        (out / "raw" / "DIV2K_train_HR.zip").unlink()
+        (mirror / "DIV2K_train_HR.zip").write_bytes(whole)
         result = prepare("div2k", *given)
         server.shutdown()
     assert result.status == 0, result.stderr
     assert result.stdout == "2 images, 18 sub-images\n"
     assert len(contents(out / "DIV2K_train_LR_bicubic_X2_sub.lmdb")) == 18
 
-    # The checksum of the first download holds from then on.
+    # The checksum of the first download that was whole holds from then on.
     archive = out / "raw" / "DIV2K_train_HR.zip"
     archive.write_bytes(archive.read_bytes() + b"more")
     result = prepare("div2k", *given)

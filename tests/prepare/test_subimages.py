@@ -6,6 +6,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from PIL import Image
 
 from esc_arch.errors import UserError
 from esc_arch.prepare.images import BadInputs
@@ -125,6 +126,23 @@ def test_official_lr_is_taken_where_it_is_given(tmp_path, hr):
     assert all((piece == int(key[:4])).all() for key, piece in read(paths[2]).items())
     expected = imresize(cv2.imread(str(hr / "0002.png")), 1 / 3)
     assert np.array_equal(read(paths[3])["0002_s001"], expected)
+
+
+def test_a_turned_jpeg_is_cut_upright_as_its_official_lr_is(tmp_path, photographs):
+    upright = Image.fromarray(photographs["coffee"][100:196, 100:196])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned by a quarter to the right.
+    for side in ("HR", "X2"):
+        (tmp_path / side).mkdir()
+    upright.rotate(90).save(tmp_path / "HR" / "1.jpg", exif=exif, quality=100, subsampling=0)
+    upright.resize((48, 48), Image.Resampling.BOX).save(tmp_path / "X2" / "1x2.png")
+    sources = find_sources([tmp_path / "HR"], "--hr", {2: tmp_path / "X2"})
+    paths = databases(tmp_path, 1, 2)
+    pack_sub_images(sources, paths, CUTTING, workers=1)
+    hr, lr = read(paths[1]), read(paths[2])
+    for key, piece in hr.items():
+        half = cv2.resize(piece, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        assert np.abs(half.astype(int) - lr[key]).mean() < 3
 
 
 def test_official_lr_must_be_there_and_fit(tmp_path, hr):

@@ -44,15 +44,24 @@ def resume_state_loading(module: ModuleType) -> None:
 
 
 def _refuse_other_files(state: dict, path: str) -> None:
-    """Say in one line that a file is no training state."""
+    """Say in one line that a file is no training state, or none to count on."""
     from esc_arch.errors import UserError, printable
 
+    where = f"path: resume_state: {printable(path)}"
     kinds = {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}
     wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     if wrong:
         raise UserError(
-            f"path: resume_state: {printable(path)}: not a training state: it has no "
-            f"{', '.join(wrong)}; weights go to path: pretrain_network_g"
+            f"{where}: not a training state: it has no {', '.join(wrong)}; weights go to path: "
+            "pretrain_network_g"
+        )
+    place = state.get("place_in_data")
+    place = [0, 0] if place is None else place
+    counts = [state["epoch"], state["iter"], *(place if isinstance(place, list | tuple) else ())]
+    if len(counts) != 4 or any(type(each) is not int or not 0 <= each < 2**53 for each in counts):
+        raise UserError(
+            f"{where}: damaged: epoch, iter and place_in_data must be whole numbers from 0; resume "
+            "from another state"
         )
 
 

@@ -19,15 +19,12 @@ import numpy as np
 import torch
 from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.utils import get_root_logger, imfrombytes
-from PIL import Image
 from torch.utils.data import Dataset
 
 from esc_arch.errors import UserError
 from esc_arch.plugin.compat.data_loading import refuse_unreadable_lmdb
 from esc_arch.plugin.random_states import random_states_kept
-
-# EXIF's tag.
-_ORIENTATION = 0x0112
+from esc_arch.prepare.headers import read_header
 
 
 class PlacedIndex(int):
@@ -213,8 +210,8 @@ class GuardedDataset(Dataset):
     def _look_at_files(self, index: int) -> None:
         """Refuse a pair that does not fit as it is stored, once.
 
-        OpenCV turns a JPEG as its EXIF orientation says, and BasicSR cuts a GT image that is too
-        large for its LQ without a word, which both hide that the two do not show the same.
+        OpenCV turns a picture as its EXIF orientation says, and BasicSR cuts a GT image that is
+        too large for its LQ without a word, which both hide that the two do not show the same.
         """
         paths = getattr(self.dataset, "paths", None)
         entry = paths[index] if paths is not None else None
@@ -225,20 +222,25 @@ class GuardedDataset(Dataset):
             or not {"gt_path", "lq_path"} <= set(entry)
         ):
             return
-        facts = {side: _facts(client.get(entry[f"{side}_path"], side)) for side in ("gt", "lq")}
-        (gt_size, gt_turn), (lq_size, lq_turn) = facts["gt"], facts["lq"]
-        if gt_turn != lq_turn:
+        gt, lq = (
+            read_header(io.BytesIO(client.get(entry[f"{side}_path"], side)))
+            for side in ("gt", "lq")
+        )
+        if gt is None or lq is None:
+            # OpenCV has read them; what Pillow cannot, it cannot tell about.
+            return
+        if gt.turn != lq.turn:
             raise ValueError(
-                f"EXIF orientation {gt_turn} of GT and {lq_turn} of LQ: one of the two is turned "
+                f"EXIF orientation {gt.turn} of GT and {lq.turn} of LQ: one of the two is turned "
                 "as it is read; save both without orientation, upright"
             )
-        if self.training or self.scale is None or gt_size is None or lq_size is None:
+        if self.training or self.scale is None:
             return
-        surplus = [g - q * self.scale for g, q in zip(gt_size, lq_size, strict=True)]
+        surplus = (gt.height - lq.height * self.scale, gt.width - lq.width * self.scale)
         if any(each >= self.scale for each in surplus):
             raise ValueError(
-                f"GT is {gt_size[0]} x {gt_size[1]} and LQ {lq_size[0]} x {lq_size[1]}: that is "
-                f"not scale {self.scale}"
+                f"GT is {gt.width} x {gt.height} and LQ {lq.width} x {lq.height}: that is not "
+                f"scale {self.scale}"
             )
 
     def _what_is_wrong(self, index: int, error: Exception) -> str:
@@ -298,17 +300,6 @@ def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> st
     except Exception:
         image = None
     return None if image is not None else f"not a whole image ({len(content)} bytes)"
-
-
-def _facts(content: bytes | None) -> tuple[tuple[int, int] | None, int]:
-    """Width and height of an image as it is stored, if they can be told, and its orientation."""
-    try:
-        image = Image.open(io.BytesIO(content), formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP"))
-        turn = image.getexif().get(_ORIENTATION, 1) if image.format == "JPEG" else 1
-        return image.size, turn
-    except Exception:
-        # OpenCV has read it; what Pillow cannot, it cannot tell about.
-        return None, 1
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import nn
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 from esc_arch.plugin.models.pair_pool import load_pool, remove_older_pools, save_pool
 from esc_arch.plugin.models.resuming import (
     fitting_optimizer_state,
@@ -209,7 +209,16 @@ class Checkpointing(Validating, ExactWarmup):
             UserError: It does not fit the optimizers and schedulers of the options.
         """
         asked = options_in_use(self.optimizers, self.schedulers)
-        super().resume_training(self._fitting(resume_state))
+        try:
+            self._go_back_to(resume_state)
+        except UserError:
+            raise
+        except Exception as error:
+            # Strange contents can surface as nearly any exception of what takes them.
+            raise UserError(
+                "the training state cannot be gone on from "
+                f"({type(error).__name__}: {printable(error)}); resume from another state"
+            ) from error
         saved = options_in_use(self.optimizers, self.schedulers)
         changed = [
             f"{name} {saved[name]} (the options say {value})"
@@ -222,6 +231,10 @@ class Checkpointing(Validating, ExactWarmup):
                 "path: resume_schedule: options takes the schedule of the options; for the rest "
                 "start a new run from the weights (path: pretrain_network_g)."
             )
+        self.resume_best_results(resume_state["iter"])
+
+    def _go_back_to(self, resume_state: Mapping[str, Any]) -> None:
+        super().resume_training(self._fitting(resume_state))
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(resume_state["scaler"])
         if resume_state.get("place_in_data") is not None:
@@ -232,7 +245,6 @@ class Checkpointing(Validating, ExactWarmup):
             get_root_logger().warning(
                 "No whole pool of training pairs is there for this iteration: it fills anew."
             )
-        self.resume_best_results(resume_state["iter"])
         if not set_random_states(resume_state.get("random", [])):
             get_root_logger().warning(
                 "The training state is of another number of processes or of another tool: random "

@@ -62,8 +62,8 @@ def load_pool(model: BaseModel, folder: Path, current_iter: int) -> bool:
         current_iter: The iteration resumed from.
 
     Returns:
-        False if the model has a pool and there is none, or no whole one, of that iteration and
-        process.
+        False if the model has a pool and there is none, or no whole one, of that iteration,
+        process and size.
     """
     if not hasattr(model, "queue_size") or not model.opt.get("high_order_degradation", True):
         return True
@@ -71,8 +71,18 @@ def load_pool(model: BaseModel, folder: Path, current_iter: int) -> bool:
         pool = load_state(_file(folder, current_iter))
     except UserError:
         return False
-    for name, value in pool.items():
-        setattr(model, name, value.to(model.device) if isinstance(value, torch.Tensor) else value)
+    # Nothing else of the file: it must not set what it likes of the model.
+    lr, gt, filled = (pool.get(name) for name in ATTRIBUTES)
+    for pairs in (lr, gt):
+        is_pool = isinstance(pairs, torch.Tensor) and pairs.layout == torch.strided
+        is_pool = is_pool and pairs.dim() == 4 and pairs.is_floating_point()
+        if not is_pool or len(pairs) != model.queue_size:
+            return False
+    batch = model.opt["datasets"]["train"]["batch_size_per_gpu"]
+    if type(filled) is not int or not 0 <= filled <= model.queue_size or filled % batch:
+        return False
+    model.queue_lr, model.queue_gt = lr.to(model.device), gt.to(model.device)
+    model.queue_ptr = filled
     return True
 
 

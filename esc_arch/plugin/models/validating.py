@@ -110,7 +110,13 @@ class Validating:
                 f"val: metrics: {name}: crop_border: {border}: nothing is left of an image of "
                 f"{width} x {height} pixels; the scale is usual"
             )
-        value = calculate_metric(data, opt)
+        try:
+            value = calculate_metric(data, opt)
+        except Exception as error:
+            raise UserError(
+                f"val: metrics: {name}: {opt['type']} fails on an image of {width} x {height} "
+                f"pixels ({type(error).__name__}: {printable(error)})"
+            ) from error
         self._values[name].append(float(value))
         return 0.0 if math.isinf(float(value)) else value
 

@@ -52,5 +52,15 @@ class ExactWarmup:
         return self._scheduled
 
     def resume_warmup(self, state: Any) -> None:
-        """Go back to what `warmup_state` returned."""
+        """Go back to what `warmup_state` returned.
+
+        Raises:
+            UserError: It is of other optimizers, or none.
+        """
+        if state is not None:
+            sizes = [len(optimizer.param_groups) for optimizer in self.optimizers]
+            is_list = isinstance(state, list) and all(isinstance(each, list) for each in state)
+            if not is_list or [len(each) for each in state] != sizes:
+                raise UserError("the training state's warmup is damaged; resume from another state")
+            state = [[float(rate) for rate in each] for each in state]
         self._scheduled = state

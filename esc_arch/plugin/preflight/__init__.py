@@ -1,10 +1,10 @@
 """What is surely wrong with an option file, and what nothing reads, before anything is created.
 
-No code is interpreted. A key is known if it is in BasicSR's own list (`table`) or stands as a
-string in the source of what receives that part of the options (`known`); the keywords of networks,
-losses, metrics, optimizers and schedulers are in their signatures. What nothing reads is a warning;
-it is an error where something else would be trained than asked for (losses, weights, seeds), and
-under `path`, where BasicSR makes folders.
+No code is interpreted. A key is known if it is in the list of what BasicSR's loop reads (`table`)
+or stands as a string in the source of what receives that part of the options (`known`); the
+keywords of networks, losses, metrics, optimizers and schedulers are in their signatures. What
+nothing reads is a warning; it is an error where something else would be trained than asked for
+(losses, weights, seeds), and under `path`, where BasicSR makes folders.
 
 Findings name options as `--force_yml` does, `train:optim_g:lr`.
 """
@@ -51,7 +51,8 @@ def check_options(
         is_train: Whether it is for `basicsr train` or `basicsr test`.
         datasets: Names of the data sets to test on; all of the file by default.
         random_weights: Whether a test of a network without weights is meant.
-        safety_only: Only look for what may run code or touch files that are not the run's.
+        safety_only: Only look for what may run code or touch files that are not the run's, and for
+            what BasicSR cannot even log.
 
     Returns:
         The findings; without errors, training or testing can start.
@@ -72,6 +73,7 @@ def check_options(
     name_the_scale(options)
     model = keys.registered(MODEL_REGISTRY, options.get("model_type"))
     model = model if inspect.isclass(model) else None
+    keys.check_text_keys(report)
     if safety_only:
         keys.check_paths(report, model)
         for phase in report.section("datasets"):
@@ -82,7 +84,6 @@ def check_options(
 
 
 def _check(report: Report, model: type | None, folder: str, random_weights: bool) -> None:
-    keys.check_text_keys(report)
     as_run = _durable(model)
     keys.check_unread(report, as_run)
     keys.check_values(report)

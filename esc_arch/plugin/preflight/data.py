@@ -9,14 +9,16 @@ from typing import Any
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
+from esc_arch.plugin.compat.patching import gpu_count
 from esc_arch.plugin.preflight import pictures
 from esc_arch.plugin.preflight.files import is_file, root_problem
 from esc_arch.plugin.preflight.keys import check_io_backend, unread_of
 from esc_arch.plugin.preflight.pictures import Pictures, Unusable
 from esc_arch.plugin.preflight.registered import registered_type
 from esc_arch.plugin.preflight.report import Path, Report
-from esc_arch.plugin.preflight.table import is_number, template
+from esc_arch.plugin.preflight.table import IO_BACKENDS, is_number, template
 from esc_arch.plugin.preflight.wording import one_line, show
+from esc_arch.prepare.headers import Header
 
 _PHASES = {True: ("train", "val"), False: ("val", "test")}
 _PAIRED = {"PairedImageDataset", "RealESRGANPairedDataset"}
@@ -44,10 +46,12 @@ def check_datasets(report: Report) -> None:
             unread_of(report, path, dataset)
         check_io_backend(report, (*path, "io_backend"))
         _values(report, path, value)
-        roots_there = _roots(report, path, value)
         kind = next((c.__name__ for c in bases if c.__name__ in _UNDERSTOOD), None)
-        if kind and roots_there:
-            _files(report, path, value, kind)
+        backend_is_wrong = report.is_wrong((*path, "io_backend"))
+        # What the roots are to a backend of others is not known.
+        if backend_is_wrong or report.get(*path, "io_backend", "type") in (None, *IO_BACKENDS):
+            if _roots(report, path, value) and kind and not backend_is_wrong:
+                _files(report, path, value, kind)
         name = value.get("name")
         if phase != "train" and isinstance(name, str) and called.setdefault(name, key) != key:
             report.error(
@@ -141,7 +145,7 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str) -> None
     place = (*path, list_key)
     if report.is_wrong(place) or (kind == "RealESRGANPairedDataset" and listed is not None):
         return
-    main = "dataroot_lq" if kind == "SingleImageDataset" else "dataroot_gt"
+    main = _main(kind)
     if not isinstance(value.get(main), str):
         return
     sides: dict[str, Pictures] = {}
@@ -160,69 +164,132 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str) -> None
     except OSError as error:
         report.error(place, f"cannot be read: {error.strerror}")
         return
-    if kind in _PAIRED and len(sides) == 2:
-        _pairs(report, path, sides["dataroot_gt"], sides["dataroot_lq"], listed is not None)
-    if sides[main].names and not report.is_wrong(path):
-        _sizes(report, path, value, sides[main], kind)
+    lq = None
+    if kind in _PAIRED and "dataroot_lq" in sides:
+        lq = _partners(report, path, sides[main], sides["dataroot_lq"], listed is not None)
+    _look(report, path, sides[main], lq, kind)
 
 
-def _pairs(report: Report, path: Path, gt: Pictures, lq: Pictures, listed: bool) -> None:
+def _partners(
+    report: Report, path: Path, gt: Pictures, lq: Pictures, listed: bool
+) -> tuple[Pictures, str] | None:
+    """The LQ pictures and the template of their names; None where they are not those of GT."""
     if report.is_wrong((*path, "filename_tmpl")):
-        return  # What the names of LQ are is not known.
+        return None
     form = report.get(*path, "filename_tmpl")
     form = form if isinstance(form, str) and template(form) is None else "{}"
-    if listed:
-        lq.names = [pictures.partner(os.path.basename(name), form) for name in gt.names]
     problem = None if listed else pictures.pair_problem(gt, lq, form)
-    for name in () if problem else gt.some():
-        is_lmdb = bool(gt.known_sizes and lq.known_sizes)
-        other = name if is_lmdb else pictures.partner(os.path.basename(name), form)
-        exact = is_lmdb or path[1] == "train"
-        problem = pictures.size_problem(gt.size(name), lq.size(other), report.get("scale"), exact)
-        if problem:
-            problem = f"{one_line(other)} {problem}"
-            break
     if problem:
         report.error((*path, "dataroot_lq"), problem)
+        return None
+    return lq, form
 
 
-def _sizes(report: Report, path: Path, value: dict[str, Any], found: Pictures, kind: str) -> None:
-    sizes = {name: size for name in found.some() if (size := found.size(name)) is not None}
-    smallest = min(sizes, key=lambda name: min(sizes[name]), default=None)
+def _look(
+    report: Report,
+    path: Path,
+    found: Pictures,
+    partners: tuple[Pictures, str] | None,
+    kind: str,
+) -> None:
+    """Look at as many pictures as there is time for: whether they can be read, sizes, pairs."""
+    training = path[1] == "train"
+    # What cannot be used is left out then, with a line each.
+    finding = report.error
+    if training and report.get(*path, "on_bad_sample") == "skip":
+        finding = report.warn
+    scale = report.get("scale")
+    smallest: tuple[str, Header] | None = None
+    looked_at = 0
+    for name in found.within(pictures.SECONDS):
+        looked_at += 1
+        header = found.header(name)
+        if header is None and found.is_lmdb:
+            continue
+        if header is None:
+            finding((*path, _main(kind)), f"{one_line(name)} is not a picture that can be read")
+            break
+        if smallest is None or min(header[:2]) < min(smallest[1][:2]):
+            smallest = name, header
+        if partners is None:
+            continue
+        lq, form = partners
+        other = name if found.is_lmdb else pictures.partner(os.path.basename(name), form)
+        partner = lq.header(other)
+        if partner is None and found.is_lmdb:
+            continue
+        problem = pictures.size_problem(header, partner, scale, found.is_lmdb or training)
+        if problem:
+            finding((*path, "dataroot_lq"), f"{one_line(other)} {problem}")
+            break
+    else:
+        if looked_at < len(found.names):
+            report.warn(
+                path,
+                f"{looked_at} of {len(found.names)} pictures were looked at in "
+                f"{pictures.SECONDS:g} s; the others are as they are read",
+            )
+    if training:
+        _count(report, path, len(found.names))
+    if smallest is not None:
+        _sizes(report, path, *smallest, kind, finding)
+
+
+def _main(kind: str) -> str:
+    return "dataroot_lq" if kind == "SingleImageDataset" else "dataroot_gt"
+
+
+def _sizes(
+    report: Report, path: Path, name: str, smallest: Header, kind: str, finding: Any
+) -> None:
+    """Check patches and borders against the smallest picture."""
+    height, width, _ = smallest
     if path[1] == "train":
-        _count(report, path, value, len(found.names))
         gt_size = report.get(*path, "gt_size")
-        if smallest and is_number(gt_size) and kind != "RealESRGANDataset":
-            height, width = sizes[smallest]
-            if min(height, width) < gt_size:
-                report.error(
-                    (*path, "gt_size"),
-                    f"{gt_size} is more than {one_line(smallest)} has, {width} x {height}",
-                )
+        # RealESRGANDataset makes its pictures larger.
+        if is_number(gt_size) and kind != "RealESRGANDataset" and min(height, width) < gt_size:
+            finding(
+                (*path, "gt_size"),
+                f"{gt_size} is more than {one_line(name)} has, {width} x {height}",
+            )
         return
     scale = report.get("scale") if kind == "SingleImageDataset" else 1
-    for name in report.section("val", "metrics"):
-        place = ("val", "metrics", name, "crop_border")
+    if is_number(scale):
+        sides = int(height * scale), int(width * scale)
+        report.measured = min(report.measured or sides, sides, key=min)
+    for metric in report.section("val", "metrics"):
+        place = ("val", "metrics", metric, "crop_border")
         border = report.get(*place)
-        if not (smallest and is_number(border) and is_number(scale)):
+        if not (is_number(border) and is_number(scale)):
             continue
-        side = min(sizes[smallest]) * scale
+        side = min(height, width) * scale
         if 2 * border >= side:
-            report.error(place, f"{border} leaves nothing of {one_line(smallest)}, of {side}")
+            report.error(place, f"{border} leaves nothing of {one_line(name)}, of {side}")
 
 
-def _count(report: Report, path: Path, value: dict[str, Any], count: int) -> None:
-    key = "batch_size" if "batch_size" in value else "batch_size_per_gpu"
-    batch, ratio = report.get(*path, key), value.get("dataset_enlarge_ratio", 1)
+def _count(report: Report, path: Path, count: int) -> None:
+    """Check that the pictures make a batch, which is of all GPUs that the file asks for."""
+    section = report.section(*path)
+    key = "batch_size" if "batch_size" in section else "batch_size_per_gpu"
+    batch, ratio = report.get(*path, key), section.get("dataset_enlarge_ratio", 1)
     processes = os.environ.get("WORLD_SIZE", "1")
     processes = max(int(processes), 1) if processes.isdigit() else 1
-    if not (is_number(batch) and is_number(ratio)) or report.is_wrong(path):
+    if not (is_number(batch) and is_number(ratio)) or report.is_wrong((*path, key)):
         return
+    said = f"{batch}"
+    if key == "batch_size":
+        batch //= processes
+    else:
+        gpus, steps = report.get("num_gpu"), report.get("train", "accumulate_steps")
+        gpus = gpu_count() if gpus == "auto" else gpus
+        for name, factor in (("num_gpu", gpus), ("accumulate_steps", steps)):
+            if is_number(factor) and factor > 1 and not (name == "num_gpu" and processes > 1):
+                batch, said = batch * factor, f"{said}, times {name} {factor}"
     samples = math.ceil(count * ratio / processes)
-    if samples < (batch // processes if key == "batch_size" else batch):
+    if samples < batch:
         report.error(
             (*path, key),
-            f"{batch}, but there are {samples} pictures a process: not one batch; a larger "
+            f"{said}, but there are {samples} pictures a process: not one batch; a larger "
             "dataset_enlarge_ratio uses each more often",
         )
 

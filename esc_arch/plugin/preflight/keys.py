@@ -37,8 +37,6 @@ _SET_BY_BASICSR = {
     False: ("results_root", "log", "visualization"),
 }
 _ELSEWHERE = {
-    "seed": "manual_seed at the top level",
-    "random_seed": "manual_seed at the top level",
     "pretrain_model_g": "path: pretrain_network_g",
     "pretrain_model_d": "path: pretrain_network_d",
     "pretrained_model": "path: pretrain_network_g",
@@ -94,7 +92,9 @@ def unread_of(
                 unread_of(report, path, reader, known)
             continue
         report.unread.add(path)
-        hint = hint_for(report, path, known) or _models_that_read(key, reader)
+        hint = hint_for(report, path, known)
+        if not hint and not other_seed:
+            hint = _models_that_read(key, reader)
         if not _is_grave(path, value):
             report.warn(path, f"nothing reads this key, it has no effect{hint}")
         else:
@@ -105,7 +105,7 @@ def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
     """The end of a finding about an unread key: what was probably meant, or where it belongs."""
     *section, key = path
     elsewhere = _ELSEWHERE.get(key.lower())
-    if key == "manual_seed" and section:
+    if "seed" in key.lower().split("_"):
         elsewhere = "manual_seed at the top level"
     if elsewhere:
         place = tuple(word for word in elsewhere.split(" with ")[0].split(" at ")[0].split(": "))
@@ -227,9 +227,9 @@ def check_required(report: Report, model: type | None) -> None:
         required += ["train", "train:total_iter", "logger", "logger:print_freq"]
         required += ["logger:save_checkpoint_freq"]
         if report.get("val") is not None:
-            required += ["val:val_freq", "val:save_img"]
-    else:
-        required += ["val", "val:save_img"]
+            required += ["val:val_freq"]
+    elif not (report.section("val").get("save_img") or report.section("val", "metrics")):
+        report.warn(("val",), "has neither metrics nor save_img: nothing is measured nor saved")
     names = [c.__name__ for c in inspect.getmro(model)] if model else []
     for name in names:
         always, training = MODEL_REQUIRED.get(name, ((), ()))
@@ -269,9 +269,6 @@ def _require(report: Report, path: Path) -> None:
             if not report.is_wrong(path[:depth]):
                 report.error(path[:depth], "missing")
             return
-    # BasicSR reads on below a section that is null.
-    if path == ("val",) and report.get(*path) is None:
-        report.error(path, "must be a section, key: value, not None")
 
 
 def check_io_backend(report: Report, path: Path, safety_only: bool = False) -> None:

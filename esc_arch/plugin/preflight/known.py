@@ -1,8 +1,9 @@
 """Which keys are read: those that stand as a string in the source of what reads the options.
 
 No interpreter: a model, data set or metric knows a key if any string of its module, of its bases'
-modules, or of modules beside them that they import from, is that key. The training loop's modules
-read many sections: there the name of what is read from tells which (`opt["train"]`, `train_opt`).
+modules, or of modules beside them that they import from, is that key. What BasicSR's loop reads is
+listed in `table`. Nothing is built to see what it reads: models load weights, download and fill
+memory as they are built, and read most of their options only as they train.
 """
 
 import ast
@@ -11,18 +12,14 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path as File
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from esc_arch.plugin.preflight.report import Path
 from esc_arch.plugin.preflight.table import LOOP_KEYS
 
-_LOOP_MODULES = ("train", "test", "utils/options", "utils/logger", "data/__init__")
 _FOREIGN = ("torch", "torchvision", "numpy", "builtins", "abc", "typing")
-_PLUGIN = File(__file__).parents[1]
-_ROOT = re.compile(r"(\w+\.)*_?(opt|options)")
 
 
 def is_known(key: str, known: frozenset[str]) -> bool:
@@ -51,36 +48,11 @@ def _is_written(cls: type) -> bool:
     return "<locals>" in cls.__qualname__ or hasattr(module, cls.__qualname__.split(".")[0])
 
 
-@functools.cache
 def loop_words(section: Path) -> frozenset[str]:
-    """Every key of a section that BasicSR's loop reads, or this package's around it."""
-    named = "dataset" if section[:1] == ("datasets",) else section[-1] if section else ""
-    found = set(LOOP_KEYS.get(("datasets", "*") if named == "dataset" else section, ()))
-    for file in _loop_files():
-        of_data_set = file.parent.name == "data"
-        for receiver, key in _reads(file):
-            is_root = _ROOT.fullmatch(receiver) is not None
-            if is_root and of_data_set:
-                reads_section = named == "dataset"
-            elif named == "dataset":
-                reads_section = "dataset" in receiver or "data_opt" in receiver
-            elif not section:
-                reads_section = is_root
-            else:
-                reads_section = named in receiver and "dataset" not in receiver
-            if reads_section:
-                found.add(key)
-    return frozenset(found)
-
-
-def _loop_files() -> Iterator[File]:
-    import basicsr
-
-    for name in _LOOP_MODULES:
-        yield File(basicsr.__file__).parent / f"{name}.py"
-    for file in _PLUGIN.rglob("*.py"):
-        if not {"models", "preflight"} & set(file.relative_to(_PLUGIN).parts):
-            yield file
+    """The keys of a section that BasicSR's loop reads, or this package's around it."""
+    return LOOP_KEYS.get(
+        ("datasets", "*") if section[:1] == ("datasets",) else section, frozenset()
+    )
 
 
 @functools.cache
@@ -124,24 +96,6 @@ def _strings(module: ModuleType) -> set[str]:
                 found |= {f"{end}*"} if node.func.attr == "startswith" else set()
                 found |= {f"*{end}"} if node.func.attr == "endswith" else set()
     return found
-
-
-@functools.cache
-def _reads(file: File) -> tuple[tuple[str, str], ...]:
-    """What is read from, as the source has it, and the key, for each read in a file."""
-    found = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        source = key = None
-        if isinstance(node, ast.Subscript):
-            source, key = node.value, node.slice
-        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
-            source, key = node.comparators[0], node.left
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            if node.func.attr in ("get", "pop", "setdefault"):
-                source, key = node.func.value, node.args[0]
-        if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            found.append((ast.unparse(source), key.value))
-    return tuple(found)
 
 
 def parameters_of(

@@ -2,16 +2,22 @@
 
 import os
 import re
+import stat
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from esc_arch.plugin.data.real_folders import images_below
 from esc_arch.plugin.preflight.table import is_number
 from esc_arch.plugin.preflight.wording import one_line
+from esc_arch.prepare.headers import Header, read_header
 
-# Pictures by content: nothing that would start another program, as EPS does.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
-_LOOKED_AT = 8
+# Pictures of a data set that are looked at first, and seconds for all others.
+_AT_LEAST = 8
+SECONDS = 5.0
 _FILES_ASKED_FOR = 2000
 
 
@@ -26,28 +32,47 @@ class Pictures:
     Attributes:
         root: Its folder or LMDB.
         names: Of the pictures, below the root; in an LMDB their keys.
-        known_sizes: Height and width where a list tells.
+        headers: What is known of them; of an LMDB's at once, since its list tells.
     """
 
     root: str
     names: list[str]
-    known_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    is_lmdb: bool = False
+    headers: dict[str, Header | None] = field(default_factory=dict)
 
-    def size(self, name: str) -> tuple[int, int] | None:
-        """Height and width of a picture; None where it cannot be read."""
-        if self.known_sizes:
-            return self.known_sizes.get(name)
-        from PIL import Image
+    def header(self, name: str) -> Header | None:
+        """Size and orientation of a picture; None where it cannot be read."""
+        if name not in self.headers and not self.is_lmdb:
+            path = os.path.join(self.root, name)
+            self.headers[name] = read_header(path) or _decoded(path)
+        return self.headers.get(name)
 
-        try:
-            with Image.open(os.path.join(self.root, name), formats=_FORMATS) as image:
-                return image.height, image.width
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
+    def within(self, seconds: float) -> Iterator[str]:
+        """Names of pictures, as many as can be looked at in a time, spread over all first."""
+        end = time.monotonic() + seconds
+        first = spread(self.names, _AT_LEAST)
+        yield from first
+        taken = set(first)
+        for name in self.names:
+            if name not in taken:
+                if not self.is_lmdb and time.monotonic() > end:
+                    return
+                yield name
 
-    def some(self) -> list[str]:
-        """Names of some pictures, from the first to the last; of all where sizes are known."""
-        return self.names if self.known_sizes else spread(self.names, _LOOKED_AT)
+
+def _decoded(path: str) -> Header | None:
+    """The header of a picture that only OpenCV knows, by reading all of it."""
+    import cv2
+
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            content = np.frombuffer(file.read(), np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):
+        return None
+    return None if image is None else Header(*image.shape[:2])
 
 
 def spread(things: list[Any], count: int) -> list[Any]:
@@ -73,13 +98,13 @@ def in_lmdb(root: str) -> Pictures:
     Raises:
         Unusable: The list cannot be read.
     """
-    pictures = Pictures(os.path.expanduser(root), [])
+    pictures = Pictures(os.path.expanduser(root), [], is_lmdb=True)
     for line in _lines(os.path.join(pictures.root, "meta_info.txt"), one_line(root)):
         name = line.split(".")[0]
         size = re.search(r"\((\d{1,6}),\s*(\d{1,6})", line)
         pictures.names.append(name)
         if size:
-            pictures.known_sizes[name] = int(size[1]), int(size[2])
+            pictures.headers[name] = Header(int(size[1]), int(size[2]))
     return pictures
 
 
@@ -127,7 +152,7 @@ def _lines(path: str, shown: str) -> list[str]:
 
 def pair_problem(gt: Pictures, lq: Pictures, template: str) -> str | None:
     """Why two sides are not of the same pictures; None if they are."""
-    if gt.known_sizes or lq.known_sizes:
+    if gt.is_lmdb:
         if set(gt.names) == set(lq.names):
             return None
         odd = sorted(set(gt.names) ^ set(lq.names))
@@ -157,28 +182,31 @@ def partner(name: str, template: str) -> str:
     return f"{template.format(stem)}{end}"
 
 
-def size_problem(
-    gt: tuple[int, int] | None, lq: tuple[int, int] | None, scale: Any, exact: bool
-) -> str | None:
+def size_problem(gt: Header | None, lq: Header | None, scale: Any, exact: bool) -> str | None:
     """Why the sizes of a pair do not fit the scale; None if they do.
 
     Args:
-        gt: Height and width of GT; None if it cannot be read.
+        gt: Of the GT picture; None if it cannot be read.
         lq: The same of LQ.
         scale: The scale.
         exact: Whether GT must be exactly so large; in validation BasicSR cuts GT to that.
     """
     if gt is None or lq is None:
         return "or its partner in dataroot_gt is not a picture that can be read"
+    if gt.turn != lq.turn:
+        return (
+            f"has EXIF orientation {lq.turn}, but its partner in dataroot_gt {gt.turn}: one of the "
+            "two is turned as it is read; save both without orientation, upright"
+        )
     if not is_number(scale):
         return None
     fits = [
         g == size * scale if exact else size * scale <= g < (size + 1) * scale
-        for g, size in zip(gt, lq, strict=True)
+        for g, size in ((gt.height, lq.height), (gt.width, lq.width))
     ]
     if all(fits):
         return None
     return (
-        f"is {lq[1]} x {lq[0]}, but its partner in dataroot_gt {gt[1]} x {gt[0]}: that is not "
-        f"scale {scale}"
+        f"is {lq.width} x {lq.height}, but its partner in dataroot_gt {gt.width} x {gt.height}: "
+        f"that is not scale {scale}"
     )

@@ -1,6 +1,7 @@
 """Networks, losses, metrics, optimizers and schedulers: that they exist and take their options."""
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -270,14 +271,22 @@ def _call(report: Report, path: Path, metric: Any, images: list[str], options: A
     border = options.get("crop_border", 0)
     # NIQE looks at blocks of 96 x 96, and needs some.
     side = 256 + 2 * int(border if is_number(border) else 0)
+    height, width = (min(side, each) for each in report.measured or (side, side))
     random = np.random.default_rng(0)
-    pictures = {n: random.integers(0, 256, (side, side, 3), dtype=np.uint8) for n in images}
-    if error := failure(metric, **pictures, **_without(options, "type", "better")):
+    pictures = {n: random.integers(0, 256, (height, width, 3), dtype=np.uint8) for n in images}
+
+    def measure(**keywords: Any) -> None:
+        value = metric(**keywords)
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("its result is not a number")
+
+    if error := failure(measure, **pictures, **_without(options, "type", "better")):
         hint = ""
         if options["type"].endswith("_pt"):
             hint = f"; it takes tensors, validation has pictures: {options['type'][:-3]}"
         problem = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
-        report.error(path, f"{options['type']} fails on a picture ({problem}){hint}")
+        where = f"a picture of {width} x {height}"
+        report.error(path, f"{options['type']} fails on {where} ({problem}){hint}")
 
 
 def check_optimizers(report: Report) -> None:

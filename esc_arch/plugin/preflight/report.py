@@ -20,6 +20,7 @@ class Report:
         warnings: Lines about what is suspect; it may.
         wrong: Options that have an error.
         unread: Options that nothing reads.
+        measured: Height and width of the smallest validation image, where it is known.
     """
 
     options: dict[str, Any]
@@ -28,6 +29,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     wrong: set[Path] = field(default_factory=set)
     unread: set[Path] = field(default_factory=set)
+    measured: tuple[int, int] | None = None
 
     def error(self, path: Path, message: str) -> None:
         """Add an error of the option at `path`."""

@@ -242,11 +242,22 @@ RULES: list[tuple[str, Rule]] = [
 FREE_TEXT = ("name", "*:name", "val:suffix", "logger:wandb:*", "path:*", _DATA + "data*")
 """Where text that looks like a number is right."""
 
-LOOP_KEYS: dict[Path, tuple[str, ...]] = {
-    ("dist_params",): ("backend", "port"),
-    ("datasets", "*"): ("name", "type", "io_backend"),
+LOOP_KEYS: dict[Path, frozenset[str]] = {
+    section: frozenset(keys.split())
+    for section, keys in {
+        (): "name model_type scale num_gpu manual_seed datasets path train val logger dist_params",
+        ("datasets", "*"): "name type io_backend batch_size_per_gpu batch_size num_worker_per_gpu "
+        "dataset_enlarge_ratio prefetch_mode num_prefetch_queue pin_memory persistent_workers "
+        "on_bad_sample",
+        ("path",): "resume_state resume_schedule experiments_root ignore_resume_networks",
+        ("train",): "total_iter warmup_iter accumulate_steps",
+        ("val",): "val_freq save_img metrics",
+        ("logger",): "print_freq save_checkpoint_freq use_tb_logger wandb",
+        ("logger", "wandb"): "project resume_id",
+        ("dist_params",): "backend port",
+    }.items()
 }
-"""Sections of which the loop's source does not name all keys that it reads."""
+"""What is read of each section by BasicSR's loop, or by this package's around it."""
 
 IO_BACKENDS: dict[str, dict[str, Rule]] = {
     "disk": {},

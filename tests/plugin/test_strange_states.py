@@ -1,0 +1,140 @@
+"""Training states from strangers: gone on from, or refused in one line; they set nothing else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from option_data import picture, write_folder
+from published_options import REAL
+from published_templates import ABSENT, Published
+from runs_in_process import (
+    WriteOptions,
+    folder,  # noqa: F401  (each test starts in it)
+    iterations,
+    refused,
+    state,
+    train,
+)
+
+from esc_arch.plugin.models.pair_pool import load_pool
+
+STATE = Path("experiments/tiny/training_states/4.state")
+
+
+def without(key: str) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.pop(key)
+
+
+def with_value(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.update({key: value})
+
+
+REFUSED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    (without("iter"), "4.state: not a training state: it has no iter; weights go to path: pre"),
+    (without("epoch"), "not a training state: it has no epoch"),
+    (without("optimizers"), "not a training state: it has no optimizers"),
+    (with_value("iter", "4"), "not a training state: it has no iter"),
+    (with_value("iter", -1), "damaged: epoch, iter and place_in_data must be whole numbers from 0"),
+    (with_value("iter", 10**30), "damaged: epoch, iter and place_in_data must be whole numbers"),
+    (with_value("iter", True), "damaged: epoch, iter and place_in_data must be whole numbers"),
+    (with_value("place_in_data", [0, -5]), "damaged: epoch, iter and place_in_data"),
+    (with_value("place_in_data", 5), "damaged: epoch, iter and place_in_data"),
+    (with_value("optimizers", []), "does not hold 1 optimizers"),
+    (with_value("optimizers", [{}]), "optimizer 1 is damaged"),
+    (with_value("optimizers", [{"state": 5, "param_groups": [5]}]), "optimizer 1 is damaged"),
+    (with_value("schedulers", [{}]), "the training state's scheduler is damaged"),
+    (with_value("schedulers", ["x"]), "the training state's scheduler is damaged"),
+    (with_value("random", 5), "the training state cannot be gone on from"),
+    (with_value("random", [{"python": [1]}]), "the training state cannot be gone on from"),
+    (with_value("warmup", "x"), "the training state's warmup is damaged"),
+    (with_value("warmup", [["x"]]), "the training state cannot be gone on from"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)))
+def test_a_state_that_cannot_be_gone_on_from_is_refused_in_one_line(
+    case: int, write_train_options: WriteOptions
+):
+    train(write_train_options())
+    change, expected = REFUSED[case]
+    crafted = state(4)
+    change(crafted)
+    torch.save(crafted, STATE)
+    before = sorted(Path("experiments/tiny").rglob("*.pth"))
+    said = refused(write_train_options({"train:total_iter": 6}), "--auto_resume")
+    assert expected in said and len(said.splitlines()) == 1
+    assert sorted(Path("experiments/tiny").rglob("*.pth")) == before
+
+
+@pytest.mark.parametrize("seed", [-5, 10**30, "x", None])
+def test_a_seed_that_is_none_is_drawn_anew(seed: Any, write_train_options: WriteOptions):
+    train(write_train_options({"manual_seed": None}))
+    torch.save({**state(4), "seed": seed}, STATE)
+    longer = {"manual_seed": None, "train:total_iter": 5}
+    assert iterations(train(write_train_options(longer), "--auto_resume")) == [5]
+
+
+POOL = {"queue_lr": torch.rand(4, 3, 8, 8), "queue_gt": torch.rand(4, 3, 32, 32), "queue_ptr": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"queue_lr": POOL["queue_lr"][:2]},
+        {"queue_gt": POOL["queue_gt"].to_sparse()},
+        {"queue_gt": POOL["queue_gt"].int()},
+        {"queue_gt": POOL["queue_gt"][0]},
+        {"queue_gt": "x"},
+        {"queue_lr": None},
+        {"queue_ptr": -2},
+        {"queue_ptr": 6},
+        # No multiple of a batch.
+        {"queue_ptr": 3},
+        {"queue_ptr": "2"},
+    ],
+    ids=str,
+)
+def test_a_pool_of_other_pairs_is_not_taken(change: dict[str, Any], tmp_path: Path):
+    model = SimpleNamespace(
+        queue_size=4, device="cpu", opt={"datasets": {"train": {"batch_size_per_gpu": 2}}}
+    )
+    torch.save({**POOL, **change}, tmp_path / "2.pool0")
+    assert not load_pool(model, tmp_path, 2)
+    assert not hasattr(model, "queue_ptr")
+
+
+@pytest.mark.slow
+def test_a_pool_of_training_pairs_sets_nothing_but_itself(tmp_path: Path):
+    write_folder(tmp_path / "gt", {name: picture(128) for name in "ab"})
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    changes = {
+        **REAL,
+        "name": "tiny",
+        "datasets:train:num_worker_per_gpu": 0,
+        "queue_size": 4,
+        "logger:print_freq": 1,
+        "logger:save_checkpoint_freq": 2,
+        "val": None,
+        "datasets:val": ABSENT,
+    }
+    path = tmp_path / "options.yml"
+
+    def write(total_iter: int) -> Path:
+        options = Published("", {**changes, "train:total_iter": total_iter}).options()
+        path.write_text(yaml.safe_dump(options))
+        return path
+
+    train(write(2))
+    file = Path("experiments/tiny/training_states/2.pool0")
+    pool = torch.load(file, weights_only=True)
+    assert sorted(pool) == sorted(POOL) and pool["queue_ptr"] == 4
+    elsewhere = {"path": {"models": str(tmp_path / "elsewhere")}}
+    torch.save({**pool, "opt": elsewhere, "save": torch.zeros(1)}, file)
+    log = train(write(4), "--auto_resume")
+    assert iterations(log) == [3, 4] and "No whole pool" not in log
+    assert Path("experiments/tiny/models/net_g_4.pth").is_file()
+    assert not (tmp_path / "elsewhere").exists()

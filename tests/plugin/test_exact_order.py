@@ -224,3 +224,12 @@ def test_all_processes_get_as_many_batches_as_are_planned_in_basicsrs_order(
         assert counts == [total] * processes
         assert len(places) == len(set(places))
         assert min(places) >= (first, min(seen, 1000))
+
+
+def test_the_published_training_on_div2k_reaches_its_last_iteration():
+    # BasicSR counts 510 batches an epoch of which the loader gives 509, and ends after 982 epochs.
+    sampler = ResumableSampler(range(32_592), 1, 0)
+    assert 982 * (32_592 // 64) == 499_838
+    assert sampler.plan(500_000, 64) == 982
+    sampler.set_epoch(982)
+    assert sum(1 for _ in sampler) == 64 * (500_000 - 499_838)

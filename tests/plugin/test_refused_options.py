@@ -89,9 +89,9 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"num_gpu": 8},
         ("batch_size_per_gpu: 2, times num_gpu 8, but there are 8 pictures a process: not one",),
     ),
-    "wandb without TensorBoard or itself": (
+    "wandb without TensorBoard or a login": (
         {"logger:wandb": {"project": "p"}},
-        ("logger:use_tb_logger: must be true", "logger:wandb:project: "),
+        ("logger:use_tb_logger: must be true", "logger:wandb:project: not logged in to W&B; run"),
     ),
     "VGG's layers and weights": (
         {"train:perceptual_opt": PERCEPTUAL},
@@ -130,10 +130,16 @@ def test_what_cannot_be_trained_is_a_line_each_and_makes_no_folder(
     case: str,
     write_train_options: WriteOptions,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+    # Nobody is logged in to W&B, which is installed.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    site = tmp_path_factory.mktemp("site")
+    (site / "wandb.py").touch()
+    monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no_weights"))
     monkeypatch.setattr("esc_arch.plugin.preflight.vgg._answers", lambda address: False)
     changes, expected = REFUSED[case]
@@ -234,10 +240,24 @@ def test_null_and_numbers_are_taken_where_basicsr_tests_for_truth(
     options["val"]["suffix"] = ""
     path.write_text(yaml.safe_dump(options))
     train(path)
+    weights = "experiments/tiny/models/net_g_latest.pth"
+    options["path"] |= {"pretrain_network_g": weights, "param_key_g": None}
+    path.write_text(yaml.safe_dump({**options, "name": "next"}))
+    assert f"from {weights} [params]." in train(path, name="next")
+    options["path"] |= {"pretrain_network_g": None}
     options["val"] = None
     del options["datasets"]["val"]
     path.write_text(yaml.safe_dump(options))
     train(path)
+
+
+def test_a_list_below_the_home_folder_is_read(
+    write_train_options: WriteOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.txt").write_text("coffee.png (40,48,3)\n")
+    changes = {"datasets:val:meta_info_file": "~/list.txt", "train:total_iter": 1}
+    assert "Number of val images/folders in tiny_val: 1" in train(write_train_options(changes))
 
 
 def test_a_test_without_weights_is_refused_unless_they_are_to_be_random(

@@ -117,14 +117,19 @@ def test_images_of_two_sets_with_equal_names_are_saved_apart(
     assert (pictures / "real" / "coffeex2" / "coffeex2_4.png").is_file()
 
 
+@pytest.mark.parametrize("listed", [False, True])
 def test_gt_that_is_too_large_for_its_lq_is_refused_in_validation(
-    write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
+    listed: bool, write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
 ):
     (tmp_path / "gt").mkdir()
     for path in paired_data.val_gt.iterdir():
         image = cv2.imread(str(path))
         cv2.imwrite(str(tmp_path / "gt" / path.name), cv2.resize(image, None, fx=2, fy=2))
-    options = write_train_options({"datasets:val:dataroot_gt": str(tmp_path / "gt")})
+    changes = {"datasets:val:dataroot_gt": str(tmp_path / "gt")}
+    if listed:
+        (tmp_path / "list.txt").write_text("chelsea.png\ncoffee.png\n")
+        changes["datasets:val:meta_info_file"] = str(tmp_path / "list.txt")
+    options = write_train_options(changes)
     assert "is 24 x 20, but its partner in dataroot_gt 96 x 80: that is not" in refused(options)
     said = refused(options, "--no-preflight")
     assert "GT is 96 x 80 and LQ 24 x 20: that is not scale 2" in said

@@ -62,7 +62,7 @@ class Checkpointing(Validating, ExactWarmup):
             net: The network, perhaps wrapped for several devices.
             load_path: The checkpoint, or the name of a published or shipped one.
             strict: Whether names must be the same on both sides.
-            param_key: Which weights of the file.
+            param_key: Which weights of the file; None for BasicSR's own default, `params`.
 
         Raises:
             UserError: The file cannot be loaded, or does not fit the network.
@@ -71,7 +71,7 @@ class Checkpointing(Validating, ExactWarmup):
         load_path = str(resolve(load_path))
         _warn_of_pickles(load_path)
         state = load_state(load_path)
-        param_key = self._key_in(state, param_key, load_path)
+        param_key = self._key_in(state, "params" if param_key is None else param_key, load_path)
         weights = select_params(state, load_path, param_key)
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
         self._print_different_keys_loading(net, weights, strict)
@@ -80,11 +80,11 @@ class Checkpointing(Validating, ExactWarmup):
             get_root_logger().warning(resized)
 
     @staticmethod
-    def _key_in(state: Mapping[str, Any], param_key: str | None, path: str) -> str | None:
+    def _key_in(state: Mapping[str, Any], param_key: str, path: str) -> str:
         """The key that the weights are taken from, where the file has keys of weights at all."""
         spellings = {key: (key, key.replace("_", "-")) for key in ("params", "params_ema")}
         there = [key for key, names in spellings.items() if any(name in state for name in names)]
-        if param_key is None or param_key in state or param_key in there:
+        if param_key in state or param_key in there:
             return param_key
         if param_key not in spellings:
             raise UserError(

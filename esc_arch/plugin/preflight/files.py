@@ -117,7 +117,7 @@ def check_weights(
     """
     key = ("path", f"param_key_{path[1].removeprefix('pretrain_network_')}")
     given = report.section("path").get(key[1])
-    wanted = report.section("path").get(key[1], "params")
+    wanted = "params" if given is None else given
     try:
         file = resolve(value)
         state = load_state(file)

@@ -1,6 +1,7 @@
 """Option files and --force_yml, read as BasicSR reads them but without running code in them."""
 
 import ast
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,7 +48,7 @@ OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _ma
 
 
 def settle(options: dict[str, Any]) -> None:
-    """Fill in what is clear: 2.0 for a batch size is 2, and no suffix is none."""
+    """Fill in what is clear: 2.0 for a batch size is 2, `~` is the home folder, no suffix none."""
     for path, value in list(walk(options)):
         if isinstance(value, float) and getattr(rule_of(path), "is_whole", False):
             if not value.is_integer():
@@ -56,6 +57,11 @@ def settle(options: dict[str, Any]) -> None:
             for key in path[:-1]:
                 section = section[key]
             section[path[-1]] = int(value)
+    for data in options.get("datasets", {}).values():
+        # BasicSR expands the roots only.
+        for key in ("meta_info", "meta_info_file"):
+            if isinstance(data.get(key), str):
+                data[key] = os.path.expanduser(data[key])
     if isinstance(options.get("val"), dict):
         options["val"].setdefault("suffix", None)
 

@@ -2,17 +2,18 @@
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from esc_arch.inference.onnx_files import Shape
+    from esc_arch.inference.export_checks import Shape
     from esc_arch.zoo.loading import Checkpoint
 
-HELP = "Write a network for other runtimes: ONNX."
+HELP = "Write a network for other runtimes: ONNX, torch.export."
+SUFFIXES = {"onnx": ".onnx", "exported": ".pt2"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,27 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Write an ONNX model with input `input` and output `output`, RGB from 0 to 1, "
         "and compare it with PyTorch in ONNX Runtime; a file that differs is not written.",
     )
-    _add_common(onnx)
-    onnx.add_argument(
-        "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="of input, output and weights; with float16 softmax, LayerNorm and the means over the "
-        "picture stay in float32 (default: float32)",
-    )
+    _add_common(onnx, ".onnx")
     onnx.add_argument(
         "--opset", type=int, default=17, metavar="N", help="17 to 20 (default: 17, which all read)"
     )
+    exported = kinds.add_parser(
+        "exported",
+        help="write .pt2 of torch.export, for programs of PyTorch without this package",
+        description="Write a program of torch.export from RGB (B, 3, H, W) from 0 to 1, and "
+        "compare it with the network once read again; a file that differs is not written. Any "
+        "size wants PyTorch 2.9 or newer.",
+    )
+    _add_common(exported, ".pt2")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse.ArgumentParser, suffix: str) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME|PATH",
         help="checkpoint (default: the weights that came with the package)",
     )
     parser.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="OUT", help="file to write, .onnx"
+        "-o", "--output", required=True, type=Path, metavar="OUT", help=f"file to write, {suffix}"
     )
     parser.add_argument(
         "--scale",
@@ -59,6 +61,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="dynamic|BxCxHxW",
         help="what pictures it takes: any, or of one shape, such as 1x3x180x320 (default: dynamic)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="of input, output and weights; with float16 softmax, LayerNorm and the means over the "
+        "picture stay in float32 (default: float32)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
@@ -66,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     """Export."""
     from esc_arch.errors import UserError, printable
 
-    shown = printable(args.output)
-    if args.output.suffix != ".onnx":
-        raise UserError(f"-o {shown}: must end in .onnx")
+    shown, suffix = printable(args.output), SUFFIXES[args.kind]
+    if args.output.suffix != suffix:
+        raise UserError(f"-o {shown}: must end in {suffix}")
     if args.output.exists() and not args.overwrite:
         raise UserError(f"-o {shown}: exists; --overwrite replaces it")
-    return _onnx(args)
+    return _onnx(args) if args.kind == "onnx" else _exported(args)
 
 
 def _onnx(args: argparse.Namespace) -> int:
@@ -87,13 +96,24 @@ def _onnx(args: argparse.Namespace) -> int:
     checkpoint, network = _network(args)
     dtype, properties = getattr(torch, args.dtype), _properties(checkpoint, network)
     model = onnx_files.to_onnx(network, args.shape, dtype, args.opset, properties)
-    shapes = onnx_files.check_shapes(network.window_size, args.shape)
     print(f"{versions}, against PyTorch {torch.__version__}:")
-    error = _largest(onnx_files.errors_of(model, network, shapes))
-    _refuse_difference(args, error, onnx_files.LARGEST_ERRORS[dtype])
+    _check(args, network, lambda shapes: onnx_files.errors_of(model, network, shapes))
     _write(args.output, model)
-    what = f"opset {args.opset}, {args.dtype}"
-    return _tell(args, checkpoint, len(model), what)
+    return _tell(args, checkpoint, len(model), f"opset {args.opset}, {args.dtype}")
+
+
+def _exported(args: argparse.Namespace) -> int:
+    import torch
+
+    from esc_arch.inference import exported_files
+
+    checkpoint, network = _network(args)
+    dtype, properties = getattr(torch, args.dtype), _properties(checkpoint, network)
+    content = exported_files.to_exported(network, args.shape, dtype, properties)
+    print(f"torch.export of PyTorch {torch.__version__}, against the network:")
+    _check(args, network, lambda shapes: exported_files.errors_of(content, network, shapes))
+    _write(args.output, content)
+    return _tell(args, checkpoint, len(content), args.dtype)
 
 
 def _network(args: argparse.Namespace) -> "tuple[Checkpoint, nn.Module]":
@@ -124,23 +144,27 @@ def _properties(checkpoint: "Checkpoint", network: "nn.Module") -> dict[str, str
     }
 
 
-def _largest(errors: "Iterable[tuple[Shape, float]]") -> float:
-    """Print the error for each shape, and return the largest."""
+def _check(
+    args: argparse.Namespace,
+    network: "nn.Module",
+    errors_of: "Callable[[Iterable[Shape]], Iterable[tuple[Shape, float]]]",
+) -> None:
+    """Print how far the exported network is from PyTorch; raises where that is too far."""
+    import torch
+
+    from esc_arch.errors import UserError, printable
+    from esc_arch.inference.export_checks import LARGEST_ERRORS, check_shapes
+
     largest = 0.0
-    for shape, error in errors:
+    for shape, error in errors_of(check_shapes(network.window_size, args.shape)):
         print(f"  {'x'.join(map(str, shape)):<14} {error:.1e}", flush=True)
         largest = max(largest, error)
     print(f"largest error {largest:.1e}, where 1 is the range from black to white")
-    return largest
-
-
-def _refuse_difference(args: argparse.Namespace, error: float, limit: float) -> None:
-    from esc_arch.errors import UserError, printable
-
-    if not error < limit:
+    limit = LARGEST_ERRORS[getattr(torch, args.dtype)]
+    if not largest < limit:
         raise UserError(
             f"-o {printable(args.output)}: not written: the exported network differs from PyTorch "
-            f"by {error:.1e}; less than {limit:.0e} is right"
+            f"by {largest:.1e}; less than {limit:.0e} is right"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esc_arch import ops
 from esc_arch.kernels import choose
-from esc_arch.ops import fusible
+from esc_arch.ops import fusible, windows
 
 # Rows of scores of a window that are held at once, over all heads: with windows of 32 x 32 a
 # megabyte a window, and 16 parts for four heads, of which the graph consists.
@@ -30,7 +30,8 @@ def export_form(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mo
             stay in float32: the sum over 480p overflows float16.
 
     Returns:
-        The copy, on the CPU, in evaluation mode, its large kernels averaged over D4 already.
+        The copy, on the CPU, in evaluation mode, its large kernels averaged over D4 already. It
+        completes pictures to whole windows, as `evaluated` does.
     """
     form = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     for module in form.modules():
@@ -38,7 +39,19 @@ def export_form(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mo
             mean = ops.d4_mean(module.plk_filter)
             module.plk_filter = nn.Parameter(mean.contiguous(), requires_grad=False)
     form = form.to(dtype)
-    return form if dtype == torch.float32 else _exact_statistics(form)
+    return _WholeWindows(form if dtype == torch.float32 else _exact_statistics(form))
+
+
+def evaluated(network: nn.Module, x: Tensor) -> Tensor:
+    """What an exported model computes of pictures (B, 3, H, W): as the paper's evaluation does.
+
+    They are continued to whole windows by reflection, and the result is cut. ConvAttn pools over
+    all that the network is given, so that this is not the same as to leave it to the attention.
+    """
+    height, width = x.shape[-2:]
+    scale = network.upscaling_factor
+    out = network(windows.pad_to_multiple(x, network.window_size))
+    return out[..., : height * scale, : width * scale]
 
 
 @contextmanager
@@ -71,6 +84,17 @@ def branchless() -> Iterator[None]:
     }
     with choose.switched_off(), fusible.standing_in(stand_ins):
         yield
+
+
+class _WholeWindows(nn.Module):
+    """A network as it is evaluated; all that is within gets whole windows."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return evaluated(self.network, x)
 
 
 class _InFloat32(nn.Module):
@@ -142,18 +166,10 @@ def _dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _in_windows(x: Tensor, to_qkv: nn.Module, window_size: int, heads: int, bias: Tensor) -> Tensor:
-    """Attend within windows, with a bias (heads, w * w, w * w)."""
-    height, width = x.shape[-2:]
-    padded = _pad_to_multiple(x, window_size)
-    return _attend_all(padded, to_qkv, window_size, heads, bias)[..., :height, :width]
-
-
-def _attend_all(
-    padded: Tensor, to_qkv: nn.Module, window_size: int, heads: int, bias: Tensor
-) -> Tensor:
-    w, channels = window_size, int(padded.shape[1])
-    rows, columns = padded.shape[-2] // w, padded.shape[-1] // w
-    qkv = to_qkv(padded).view(-1, 3, heads, channels // heads, rows, w, columns, w)
+    """Attend within windows, all of them whole, with a bias (heads, w * w, w * w)."""
+    w, channels = window_size, int(x.shape[1])
+    rows, columns = x.shape[-2] // w, x.shape[-1] // w
+    qkv = to_qkv(x).view(-1, 3, heads, channels // heads, rows, w, columns, w)
     qkv = qkv.permute(1, 0, 4, 6, 2, 5, 7, 3).reshape(3, -1, heads, w * w, channels // heads)
     out = _attend(qkv[0], qkv[1], qkv[2], bias)
     out = out.view(-1, rows, columns, heads, w, w, channels // heads)

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 from esc_arch.inference.onnx_network import load_onnx
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.zoo.catalogue import default_model
@@ -39,6 +39,11 @@ def load(
         UserError: One line: which value is wrong, and what would be right.
     """
     path = resolve(default_model(scale) if name_or_path is None else name_or_path)
+    if path.suffix.lower() == ".pt2":
+        raise UserError(
+            f"{printable(path)}: is a program of torch.export, which is not loaded here, since "
+            "such files can run code; give the checkpoint or an .onnx"
+        )
     if path.suffix.lower() == ".onnx":
         upscaler = load_onnx(path, _device(device or "cpu"), _dtype(dtype), tile, tile_pad)
     else:

@@ -11,22 +11,15 @@ import torch
 from torch import nn
 
 from esc_arch.errors import UserError
+from esc_arch.inference.export_checks import Shape, differences, traced_shape
 from esc_arch.inference.export_forms import branchless, export_form
-from esc_arch.kernels import choose
 
 if TYPE_CHECKING:
     import onnxruntime
 
-Shape = tuple[int, int, int, int]
-
 INPUT, OUTPUT = "input", "output"
 # What both the oldest and the newest PyTorch write.
 OPSETS = range(17, 21)
-# Any but those that are checked.
-_TRACED: Shape = (2, 3, 29, 37)
-# Largest difference from PyTorch's float32 that a model may have: rounding, or in float16 a level
-# of 8 bits and a bit.
-LARGEST_ERRORS = {torch.float32: 1e-4, torch.float16: 1e-2}
 
 
 def to_onnx(
@@ -54,7 +47,7 @@ def to_onnx(
     """
     onnx = _onnx()
     form = export_form(network, dtype)
-    example = torch.zeros(shape or _TRACED, dtype=dtype)
+    example = torch.zeros(shape or traced_shape(network.window_size), dtype=dtype)
     free = {
         INPUT: {0: "batch", 2: "height", 3: "width"},
         OUTPUT: {0: "batch", 2: "output_height", 3: "output_width"},
@@ -82,54 +75,26 @@ def to_onnx(
     return model.SerializeToString()
 
 
-def check_shapes(window_size: int, shape: Shape | None = None) -> list[Shape]:
-    """Shapes to check a model on: one pixel, windows not filled, several images.
-
-    Args:
-        window_size: Side of the attention windows in pixels.
-        shape: What the model takes if it does not take any.
-    """
-    if shape is not None:
-        return [shape]
-    w = window_size
-    sizes = [(1, 1), (31, 33), (w, 2 * w), (w + 1, w - 1 or 1), (3, w + 7), (2, 1), (5, 4)]
-    return [(3, 3, 1, 1), *((1 + index % 2 * 2, 3, *size) for index, size in enumerate(sizes))]
-
-
 def errors_of(
     model: bytes, network: nn.Module, shapes: Iterable[Shape]
 ) -> Iterator[tuple[Shape, float]]:
-    """Compare a model in ONNX Runtime with its network in PyTorch, in float32, without kernels.
+    """Compare a model in ONNX Runtime with PyTorch, see `differences`.
 
     Args:
         model: The file's content.
         network: As for `to_onnx`, in float32 on the CPU.
         shapes: Of the random pictures.
 
-    Yields:
-        Each shape with the largest difference, where 1 is the range from black to white.
-
     Raises:
         UserError: The package onnxruntime is missing.
     """
     session = open_session(model, ["CPUExecutionProvider"])
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
-    generator = torch.Generator().manual_seed(0)
-    for shape in shapes:
-        # What both take exactly, also where the model takes float16.
-        x = torch.rand(shape, generator=generator).half().float()
-        with torch.no_grad(), choose.switched_off():
-            expected = network(x).numpy()
-        (found,) = session.run([OUTPUT], {INPUT: x.numpy().astype(dtype)})
-        yield shape, largest_difference(found, expected)
 
+    def run(x: np.ndarray) -> np.ndarray:
+        return session.run([OUTPUT], {INPUT: x.astype(dtype)})[0]
 
-def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference of two results; infinite for other shapes or what is not finite."""
-    if found.shape != expected.shape:
-        return float("inf")
-    difference = float(np.abs(found.astype(np.float32) - expected).max())
-    return difference if np.isfinite(difference) else float("inf")
+    return differences(run, network, shapes)
 
 
 def open_session(

@@ -44,8 +44,8 @@ HEADS, HEAD_DIM, WINDOWS, RANK = 4, 16, 3, 48
 KERNELS_OF = {
     "Triton": {
         "attention": ("triton_window_attention", "triton_window_attention_backward"),
-        "ConvFFN": ("triton_conv_ffn",),
-        "ConvAttn": ("triton_conv_attn",),
+        "ConvFFN": ("triton_conv_ffn", "triton_conv_ffn_backward"),
+        "ConvAttn": ("triton_conv_attn", "triton_conv_attn_backward"),
     },
     "Fused": {
         "attention": ("window_attention", "window_attention_backward"),

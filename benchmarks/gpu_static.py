@@ -22,7 +22,7 @@ import torch
 import triton
 from compile_ahead import Compiled, compile_for, exponentials_in, target_of
 
-from esc_arch.kernels.gpu import attention_backward, pixel_kernels
+from esc_arch.kernels.gpu import attention_backward, pixel_gradients, pixel_kernels
 from esc_arch.kernels.gpu.attention_forward import window_attention_forward
 from esc_arch.kernels.gpu.launches import launch_for, tile_constants, tile_for
 
@@ -39,6 +39,9 @@ LAYERS = {
     "project": pixel_kernels.project_kernel,
     "conv_ffn": pixel_kernels.conv_ffn_kernel,
     "conv_attn": pixel_kernels.conv_attn_kernel,
+    "conv_grad": pixel_gradients.conv_gradient_kernel,
+    "proj_grad": pixel_gradients.proj_gradient_kernel,
+    "conv_attn_grad": pixel_gradients.conv_attn_gradient_kernel,
 }
 KERNELS = [*ATTENTION, *LAYERS]
 LANES_A_CLOCK, EXPONENTIALS_A_CLOCK = 128, 16
@@ -104,12 +107,14 @@ def compile_attention(
 def compile_layer(name: str, target: str, dtype: str) -> tuple[Compiled, dict[str, Any]]:
     """Compile a kernel of the convolutions as it is launched for ESC."""
     amd = target_of(target).backend == "hip"
-    tile = tile_for(amd)
+    tile = tile_for(DTYPES[dtype], name.endswith("_grad"), amd)
     constants = tile_constants(tile, DTYPES[dtype], DIM, HIDDEN, PDIM, 3, amd)
     constants["PRECISION"] = "ieee"
-    compiled = compile_for(target, LAYERS[name], {"_ptr": dtype}, constants, tile.warps, 1)
+    compiled = compile_for(
+        target, LAYERS[name], {"parts_ptr": "fp32", "_ptr": dtype}, constants, tile.warps, 1
+    )
     # Elsewhere what is inside of the loop over hidden channels is not unrolled.
-    if name == "conv_attn" or target not in ("80", "89", "90"):
+    if name not in ("project", "conv_ffn") or target not in ("80", "89", "90"):
         return compiled, {}
     loop = compiled.inner_loop(exponential=True)
     lanes = 32 * tile.warps / (tile.pixels * tile.channels)

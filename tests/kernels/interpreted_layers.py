@@ -15,8 +15,13 @@ from esc_arch.archs import ESC
 from esc_arch.archs.conv_attn import ConvAttn
 from esc_arch.archs.layers import ConvFFN
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import pixel_layers as gpu
 from esc_arch.kernels.gpu import triton_backend
+from esc_arch.kernels.gpu.triton_conv_attn import (
+    conv_attn_formula,
+    triton_conv_attn,
+    triton_conv_attn_backward,
+)
+from esc_arch.kernels.gpu.triton_conv_ffn import triton_conv_ffn, triton_conv_ffn_backward
 from esc_arch.ops.convolutions import conv_ffn_of_weights
 
 # Errors that are small whatever torch's own are: some units in the last place. The interpreter cuts
@@ -28,7 +33,8 @@ SMALL = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 def kernels_tried() -> None:
     """What is noted of calls must not be the first trial of a kernel."""
     for name in ("attention", "conv_ffn", "conv_attn"):
-        assert triton_backend.works(name, torch.empty(0))
+        for gradients in (False, True):
+            assert triton_backend.works(name, torch.empty(0, requires_grad=gradients))
 
 
 def random(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -53,6 +59,16 @@ def conv_attn_inputs(batch: int, channels: int, pdim: int, height: int, width: i
     return random(*shapes, (channels, channels, 1, 1), (channels,))
 
 
+def differentiate(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """The result, and the gradients of all inputs, in a dtype."""
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    out = function(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(torch.float16).to(dtype))]
+
+
 def assert_close_to_exact(
     kernel: Callable[..., Tensor],
     formula: Callable[..., Tensor],
@@ -60,12 +76,15 @@ def assert_close_to_exact(
     dtype: torch.dtype,
 ) -> None:
     """Errors are at most twice those of torch in the same precision, or small."""
-    exact, narrow = formula(*inputs), [x.to(dtype) for x in inputs]
-    out, plain = kernel(*narrow), formula(*narrow)
-    assert out.dtype == dtype
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    error, allowed = ((x - exact).abs().max() / exact.abs().max() for x in (out, plain))
-    assert error <= max(2 * allowed, SMALL[dtype]), (error, allowed)
+    exact = differentiate(formula, inputs, torch.float64)
+    ours, plain = (differentiate(function, inputs, dtype) for function in (kernel, formula))
+    for value in ours[:2]:
+        assert value.is_contiguous(memory_format=torch.channels_last)
+    for place, (right, value, by_torch) in enumerate(zip(exact, ours, plain, strict=True)):
+        assert value.dtype == dtype and value.shape == right.shape
+        size = right.abs().max()
+        error, allowed = ((x - right).abs().max() / size for x in (value, by_torch))
+        assert error <= max(2 * allowed, SMALL[dtype]), (place, error, allowed)
 
 
 @pytest.mark.parametrize("dtype", SMALL)
@@ -75,7 +94,7 @@ def assert_close_to_exact(
 )
 def test_conv_ffn(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs = conv_ffn_inputs(*shape)
-    assert_close_to_exact(gpu.triton_conv_ffn, conv_ffn_of_weights, inputs, dtype)
+    assert_close_to_exact(triton_conv_ffn, conv_ffn_of_weights, inputs, dtype)
 
 
 @pytest.mark.parametrize("dtype", SMALL)
@@ -84,63 +103,90 @@ def test_conv_ffn(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 )
 def test_conv_attn_after_the_large_kernel(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs = conv_attn_inputs(*shape)
-    assert_close_to_exact(gpu.triton_conv_attn, gpu.conv_attn_formula, inputs, dtype)
+    assert_close_to_exact(triton_conv_attn, conv_attn_formula, inputs, dtype)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_layout_of_features_does_not_matter(layout: torch.memory_format) -> None:
     x, *weights = (tensor.float() for tensor in conv_ffn_inputs(2, 8, 9, 3, 5, 4))
     x = x.contiguous(memory_format=layout)
-    torch.testing.assert_close(gpu.triton_conv_ffn(x, *weights), conv_ffn_of_weights(x, *weights))
+    torch.testing.assert_close(triton_conv_ffn(x, *weights), conv_ffn_of_weights(x, *weights))
 
 
 @pytest.mark.parametrize(
     ("operator", "inputs"),
     [
-        (gpu.triton_conv_ffn, conv_ffn_inputs(1, 4, 6, 3, 3, 2)),
-        (gpu.triton_conv_attn, conv_attn_inputs(2, 6, 4, 3, 2)),
+        (triton_conv_ffn, conv_ffn_inputs(1, 4, 6, 3, 3, 2)),
+        (triton_conv_attn, conv_attn_inputs(2, 6, 4, 3, 2)),
+        (triton_conv_ffn_backward, [*random((1, 4, 3, 2)), *conv_ffn_inputs(1, 4, 6, 3, 3, 2)]),
+        (triton_conv_attn_backward, [*random((2, 6, 3, 2)), *conv_attn_inputs(2, 6, 4, 3, 2)]),
     ],
 )
-def test_the_operators_are_well_formed_and_have_the_gradients_of_the_formulas(
+def test_the_operators_are_well_formed(
     operator: Callable[..., Tensor], inputs: list[Tensor]
 ) -> None:
-    inputs = [x.float().requires_grad_() for x in inputs]
+    forward = operator in (triton_conv_ffn, triton_conv_attn)
+    inputs = [x.float().requires_grad_(forward) for x in inputs]
     torch.library.opcheck(operator, tuple(inputs))
+
+
+def test_gradients_are_the_same_to_the_bit_each_time_and_can_be_differentiated() -> None:
+    for kernel, formula, inputs in (
+        (triton_conv_ffn, conv_ffn_of_weights, conv_ffn_inputs(2, 5, 7, 3, 5, 18)),
+        (triton_conv_attn, conv_attn_formula, conv_attn_inputs(2, 6, 4, 5, 18)),
+    ):
+        first, second = (differentiate(kernel, inputs, torch.float32) for _ in range(2))
+        assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+        twice = []
+        for function in (kernel, formula):
+            leaves = [x.float().requires_grad_() for x in inputs]
+            grads = torch.autograd.grad(function(*leaves).sum(), leaves, create_graph=True)
+            twice.append(torch.autograd.grad(grads[-2].square().sum(), leaves[0])[0])
+        torch.testing.assert_close(*twice)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x, proj, *others = (tensor.float() for tensor in conv_ffn_inputs(1, 4, 6, 3, 3, 2))
     with pytest.raises(ValueError, match="esc::triton_conv_ffn: proj_bias has shape"):
-        gpu.triton_conv_ffn(x, proj[1:], *others)
+        triton_conv_ffn(x, proj[1:], *others)
     x, convolved, *others = (tensor.float() for tensor in conv_attn_inputs(2, 6, 4, 3, 2))
     with pytest.raises(ValueError, match="esc::triton_conv_attn: convolved has shape"):
-        gpu.triton_conv_attn(x, convolved[:1], *others)
+        triton_conv_attn(x, convolved[:1], *others)
     with pytest.raises(ValueError, match="dtypes are"):
-        gpu.triton_conv_attn(x, convolved.half(), *others)
+        triton_conv_attn(x, convolved.half(), *others)
 
 
 @pytest.mark.parametrize("name", ["conv_ffn", "conv_attn"])
-def test_layers_run_through_the_kernels_where_no_gradients_are_wanted(name: str) -> None:
+def test_layers_run_through_the_kernels_with_gradients_and_without(name: str) -> None:
     torch.manual_seed(0)
     layer = ConvFFN(16, 3, 2) if name == "conv_ffn" else ConvAttn(16, 8, 5)
     if name == "conv_attn":
         torch.nn.init.normal_(layer.plk.dwc_proj[-1].weight)
     x = torch.rand(2, 16, 6, 5)
+    parameters = list(layer.parameters())
     with torch.no_grad(), kernels_called() as called:
-        out = layer(x)
+        layer(x)
     assert called == [f"triton_{name}"]
     with kernels_called() as called:
-        torch.testing.assert_close(layer(x).detach(), out)
-    assert f"triton_{name}" not in called
-    with torch.no_grad(), choose.switched_off():
-        torch.testing.assert_close(layer(x), out)
+        out = layer(x)
+        grads = torch.autograd.grad(out.square().sum(), parameters)
+    assert called == [f"triton_{name}", f"triton_{name}_backward"]
+    layer.double()
+    with choose.switched_off():
+        exact = layer(x.double())
+        exact_grads = torch.autograd.grad(exact.square().sum(), list(layer.parameters()))
+    for value, right in zip((out, *grads), (exact, *exact_grads), strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=1e-4, atol=1e-4)
+
+
+TINY = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}
+TINY |= {"window_size": 8, "num_heads": 2, "upscaling_factor": 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_network_keeps_its_channels_last_and_agrees_with_float64(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    options = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}
-    network = ESC(**options, window_size=8, num_heads=2, upscaling_factor=2).eval()
+    network = ESC(**TINY).eval()
     x = torch.rand(1, 3, 9, 12)
     with torch.no_grad():
         exact = network.double()(x.double())
@@ -149,3 +195,25 @@ def test_a_network_keeps_its_channels_last_and_agrees_with_float64(dtype: torch.
     kernels = ["triton_conv_ffn", "triton_window_attention"]
     assert called == [*kernels, *2 * ["triton_conv_ffn", "triton_conv_attn"]]
     torch.testing.assert_close(out.double(), exact, rtol=0, atol={4: 1e-5, 2: 0.03}[dtype.itemsize])
+
+
+def test_training_with_autocast_runs_through_the_kernels() -> None:
+    torch.manual_seed(0)
+    network = ESC(**TINY)
+    x, gt = torch.rand(2, 3, 9, 12), torch.rand(2, 3, 18, 24)
+
+    def gradients(x: Tensor, gt: Tensor) -> list[Tensor]:
+        loss = (network(x).to(gt.dtype) - gt).abs().mean()
+        return torch.autograd.grad(loss, list(network.parameters()))
+
+    with kernels_called() as called, torch.autocast("cpu", torch.bfloat16):
+        ours = gradients(x, gt)
+    layers = {"triton_conv_ffn": 3, "triton_conv_attn": 2, "triton_window_attention": 1}
+    for name, count in layers.items():
+        assert called.count(name) == called.count(f"{name}_backward") == count
+    assert set(called) == {*layers, *(f"{name}_backward" for name in layers)}
+    network.double()
+    exact = gradients(x.double(), gt.double())
+    for value, right in zip(ours, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert (value - right).norm() <= 0.06 * right.norm() + 1e-6

@@ -7,6 +7,9 @@ import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ON_AMD = torch.version.hip is not None
+# What the kernels that go by pixels take: channels C; values of an image, counted in 32 bits.
+LARGEST_CHANNELS = 128
+LARGEST_IMAGE = 2**31 - 1
 # With this in the environment Triton interprets kernels, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Sides of tiles that the interpreter takes: it needs as long for a large one as for a small one.
@@ -93,10 +96,19 @@ class Tile(NamedTuple):
         return -(-height // self.height) * -(-width // self.width), x.shape[0]
 
 
-def tile_for(amd: bool = ON_AMD) -> Tile:
-    """Choose how to cut the kernels that go by pixels."""
+def tile_for(dtype: torch.dtype, gradients: bool = False, amd: bool = ON_AMD) -> Tile:
+    """Choose how to cut the kernels that go by pixels.
+
+    Args:
+        dtype: Of features and weights.
+        gradients: Whether they are those of the backward.
+        amd: Whether they run on a GPU of AMD.
+    """
     if INTERPRETED:
         return Tile(16, 16, 128, 4)
+    if gradients and dtype == torch.float32:
+        # Products are not computed by matrix units, and take more registers.
+        return Tile(4, 16, 16, 8)
     return Tile(4, 16, 16 if amd else 32, 4)
 
 
@@ -135,6 +147,14 @@ def tile_constants(
         "BLOCK_N": max(tile.channels, 32),
         "BLOCK_K": tile.channels,
     }
+
+
+def launch_tiles(
+    kernel: Any, grid: tuple[int, ...], tile: Tile, constants: dict[str, Any], *args: Any
+) -> None:
+    """Launch a kernel that goes by pixels with those of `tile_constants` that it has."""
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    kernel[grid](*args, **constants, num_warps=tile.warps, num_stages=1)
 
 
 def power_of_two(value: int) -> int:

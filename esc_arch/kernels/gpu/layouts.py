@@ -10,6 +10,16 @@ LOG2_E = math.log2(math.e)
 OUTSIDE = 30000.0
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) with its channels last in memory."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def pixel_rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) with its channels last as a matrix (pixels, C), without a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
 def bias_tiles(bias_table: Tensor, window_size: int) -> Tensor:
     """Lay a table out so that the biases of a row of queries and a row of keys are a tile.
 

@@ -10,15 +10,52 @@ import triton.language as tl
 
 
 @triton.jit
-def gelu(x):
-    """GELU to 2.2e-7, in fewer instructions than a library's (Abramowitz and Stegun, 7.1.26)."""
-    size = tl.abs(x)
-    t = 1.0 / (1.0 + 0.23164189 * size)
+def above(x):
+    """What a normal variable lies above |x| by chance, to 1.1e-7, and exp(-x^2 / 2).
+
+    In fewer instructions than a library's (Abramowitz and Stegun, 7.1.26).
+    """
+    t = 1.0 / (1.0 + 0.23164189 * tl.abs(x))
     tail = 1.061405429 * t - 1.453152027
     tail = ((tail * t + 1.421413741) * t - 0.284496736) * t + 0.254829592
     # log2(e) / 2: half of the square, as erf is of x / sqrt(2).
-    tail = 0.5 * tail * t * tl.exp2(-0.7213475204 * x * x)
-    return tl.maximum(x, 0.0) - size * tail
+    bell = tl.exp2(-0.7213475204 * x * x)
+    return 0.5 * tail * t * bell, bell
+
+
+@triton.jit
+def gelu(x):
+    """GELU to 2.2e-7."""
+    tail, _ = above(x)
+    return tl.maximum(x, 0.0) - tl.abs(x) * tail
+
+
+@triton.jit
+def gelu_and_slope(x):
+    """GELU and its derivative."""
+    tail, bell = above(x)
+    below = tl.where(x > 0.0, 1.0 - tail, tail)
+    return tl.maximum(x, 0.0) - tl.abs(x) * tail, below + 0.3989422804 * x * bell
+
+
+@triton.jit
+def read(pointer, rows, columns, inside, exists, STRIDE: tl.constexpr):
+    """(rows, columns) of a matrix whose rows lie STRIDE apart, zero where one does not exist."""
+    return tl.load(
+        pointer + rows[:, None] * STRIDE + columns[None, :],
+        mask=inside[:, None] & exists[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def write(pointer, value, rows, columns, inside, exists, STRIDE: tl.constexpr):
+    """Writes (rows, columns) of a matrix whose rows lie STRIDE apart."""
+    tl.store(
+        pointer + rows[:, None] * STRIDE + columns[None, :],
+        value.to(pointer.dtype.element_ty),
+        mask=inside[:, None] & exists[None, :],
+    )
 
 
 @triton.jit
@@ -45,26 +82,14 @@ def project_kernel(
     inside = first + place < pixels
     channels = tl.arange(0, C_PADDED)
     real = channels < C
-    x = tl.load(
-        x_ptr + first * C + place[:, None] * C + channels[None, :],
-        mask=inside[:, None] & real[None, :],
-        other=0.0,
-    )
+    x = read(x_ptr + first * C, place, channels, inside, real, C)
     for start in range(0, HIDDEN, BLOCK_N):
         hidden = start + tl.arange(0, BLOCK_N)
         exists = hidden < HIDDEN
-        weight = tl.load(
-            weight_ptr + hidden[:, None] * C + channels[None, :],
-            mask=exists[:, None] & real[None, :],
-            other=0.0,
-        )
+        weight = read(weight_ptr, hidden, channels, exists, real, C)
         bias = tl.load(bias_ptr + hidden, mask=exists, other=0.0).to(tl.float32)
         out = gelu(tl.dot(x, tl.trans(weight), input_precision=PRECISION) + bias[None, :])
-        tl.store(
-            out_ptr + first * HIDDEN + place[:, None] * HIDDEN + hidden[None, :],
-            out.to(out_ptr.dtype.element_ty),
-            mask=inside[:, None] & exists[None, :],
-        )
+        write(out_ptr + first * HIDDEN, out, place, hidden, inside, exists, HIDDEN)
 
 
 @triton.jit
@@ -74,6 +99,15 @@ def pixels_of_tile(height, width, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
     tile = tl.program_id(0)
     place = tl.arange(0, TILE_H * TILE_W)
     return tile // across * TILE_H + place // TILE_W, tile % across * TILE_W + place % TILE_W
+
+
+@triton.jit
+def neighbour(rows, columns, height, width, tap, SIZE: tl.constexpr):
+    """The pixels that a tap of a kernel weighs, and whether they are inside the image."""
+    row = rows + (tap // SIZE - SIZE // 2)
+    column = columns + (tap % SIZE - SIZE // 2)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return row * width + column, inside
 
 
 @triton.jit
@@ -89,21 +123,18 @@ def depthwise(
     exists,
     STRIDE: tl.constexpr,
     SIZE: tl.constexpr,
+    TURNED: tl.constexpr,
 ):
     """`total` plus a depthwise convolution (pixels, channels) in float32, zero padding.
 
-    `taps_ptr` is (channels, SIZE, SIZE); STRIDE is what lies between two pixels of `x_ptr`.
+    `taps_ptr` is (channels, SIZE, SIZE), turned half around if TURNED; STRIDE is what lies between
+    two pixels of `x_ptr`.
     """
     for tap in range(SIZE * SIZE):
-        row = rows + (tap // SIZE - SIZE // 2)
-        column = columns + (tap % SIZE - SIZE // 2)
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        x = tl.load(
-            x_ptr + (row * width + column)[:, None] * STRIDE + channels[None, :],
-            mask=inside[:, None] & exists[None, :],
-            other=0.0,
-        )
-        weight = tl.load(taps_ptr + channels * (SIZE * SIZE) + tap, mask=exists, other=0.0)
+        pixels, inside = neighbour(rows, columns, height, width, tap, SIZE)
+        x = read(x_ptr, pixels, channels, inside, exists, STRIDE)
+        place = SIZE * SIZE - 1 - tap if TURNED else tap
+        weight = tl.load(taps_ptr + channels * (SIZE * SIZE) + place, mask=exists, other=0.0)
         total += x.to(tl.float32) * weight.to(tl.float32)[None, :]
     return total
 
@@ -147,25 +178,24 @@ def conv_ffn_kernel(
         taps_bias = tl.load(taps_bias_ptr + hidden, mask=exists, other=0.0).to(tl.float32)
         mixed = tl.zeros([TILE_H * TILE_W, BLOCK_K], tl.float32) + taps_bias[None, :]
         mixed = depthwise(
-            mixed, hidden_ptr, taps_ptr, rows, columns, height, width, hidden, exists, HIDDEN, SIZE
+            mixed,
+            hidden_ptr,
+            taps_ptr,
+            rows,
+            columns,
+            height,
+            width,
+            hidden,
+            exists,
+            HIDDEN,
+            SIZE,
+            False,
         )
-        h = tl.load(
-            hidden_ptr + pixels[:, None] * HIDDEN + hidden[None, :],
-            mask=inside[:, None] & exists[None, :],
-            other=0.0,
-        )
+        h = read(hidden_ptr, pixels, hidden, inside, exists, HIDDEN)
         mixed = (h.to(tl.float32) + gelu(mixed)).to(h.dtype)
-        weight = tl.load(
-            aggr_ptr + channels[:, None] * HIDDEN + hidden[None, :],
-            mask=real[:, None] & exists[None, :],
-            other=0.0,
-        )
+        weight = read(aggr_ptr, channels, hidden, real, exists, HIDDEN)
         out = tl.dot(mixed, tl.trans(weight), out, input_precision=PRECISION)
-    tl.store(
-        out_ptr + image * C + pixels[:, None] * C + channels[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        mask=inside[:, None] & real[None, :],
-    )
+    write(out_ptr + image * C, out, pixels, channels, inside, real, C)
 
 
 @triton.jit
@@ -205,37 +235,17 @@ def conv_attn_kernel(
 
     part = tl.arange(0, PDIM_PADDED)
     exists = part < PDIM
-    mixed = tl.load(
-        convolved_ptr + image * PDIM + pixels[:, None] * PDIM + part[None, :],
-        mask=inside[:, None] & exists[None, :],
-        other=0.0,
-    ).to(tl.float32)
+    mixed = read(convolved_ptr + image * PDIM, pixels, part, inside, exists, PDIM).to(tl.float32)
     kernels_ptr += tl.program_id(1) * (PDIM * 9)
     mixed = depthwise(
-        mixed, x_ptr, kernels_ptr, rows, columns, height, width, part, exists, C, 3
+        mixed, x_ptr, kernels_ptr, rows, columns, height, width, part, exists, C, 3, False
     ).to(x_ptr.dtype.element_ty)
-    weight = tl.load(
-        aggr_ptr + channels[:, None] * C + part[None, :],
-        mask=real[:, None] & exists[None, :],
-        other=0.0,
-    )
+    weight = read(aggr_ptr, channels, part, real, exists, C)
     out = tl.dot(mixed, tl.trans(weight), out, input_precision=PRECISION)
     for start in range(PDIM, C, BLOCK_K):
         others = start + tl.arange(0, BLOCK_K)
         left = others < C
-        rest = tl.load(
-            x_ptr + pixels[:, None] * C + others[None, :],
-            mask=inside[:, None] & left[None, :],
-            other=0.0,
-        )
-        rest_weight = tl.load(
-            aggr_ptr + channels[:, None] * C + others[None, :],
-            mask=real[:, None] & left[None, :],
-            other=0.0,
-        )
+        rest = read(x_ptr, pixels, others, inside, left, C)
+        rest_weight = read(aggr_ptr, channels, others, real, left, C)
         out = tl.dot(rest, tl.trans(rest_weight), out, input_precision=PRECISION)
-    tl.store(
-        out_ptr + image * C + pixels[:, None] * C + channels[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        mask=inside[:, None] & real[None, :],
-    )
+    write(out_ptr + image * C, out, pixels, channels, inside, real, C)

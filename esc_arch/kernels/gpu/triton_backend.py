@@ -1,19 +1,26 @@
 """Registers the Triton kernels, and falls back where they fail.
 
-Each is tried once on a device, on a small input, and compared with its formula.
+Each is tried once on a device, on a small input, and compared with its formula; its gradients
+before they are wanted first.
 """
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import launches, pixel_layers
+from esc_arch.kernels.gpu import launches
 from esc_arch.kernels.gpu.launches import DTYPES
+from esc_arch.kernels.gpu.triton_conv_attn import (
+    conv_attn_formula,
+    conv_attn_runs,
+    triton_conv_attn,
+)
+from esc_arch.kernels.gpu.triton_conv_ffn import conv_ffn_runs, triton_conv_ffn
 from esc_arch.kernels.gpu.window_attention import can_run, triton_window_attention
 from esc_arch.ops import attention, convolutions
 from esc_arch.ops.autocast import without_autocast
@@ -23,7 +30,7 @@ DEVICES = ("cuda", "cpu") if launches.INTERPRETED else ("cuda",)
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
     """Compute `ops.feature_attention` by Triton, or by what runs without it."""
-    if not works("attention", q):
+    if not works("attention", q, k, v, bias_table):
         return attention.attend_in_windows(attention.flex_or_sdpa, q, k, v, bias_table, window_size)
     with without_autocast(q.device.type):
         return triton_window_attention(q, k, v, bias_table, window_size)[0]
@@ -31,8 +38,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
 
 def conv_ffn(x: Tensor, *weights: Tensor) -> Tensor:
     """Compute `ops.conv_ffn` by Triton, or by its formula."""
-    kernel: Any = pixel_layers.triton_conv_ffn
-    return (kernel if works("conv_ffn", x) else convolutions.conv_ffn_of_weights)(x, *weights)
+    kernel: Any = triton_conv_ffn
+    run = kernel if works("conv_ffn", x, *weights) else convolutions.conv_ffn_of_weights
+    return run(x, *weights)
 
 
 def conv_attn(x: Tensor, large_kernel: Tensor, conv: Any, aggr: Tensor, bias: Tensor) -> Tensor:
@@ -42,25 +50,28 @@ def conv_attn(x: Tensor, large_kernel: Tensor, conv: Any, aggr: Tensor, bias: Te
     convolved = torch.nn.functional.conv2d(
         part, large_kernel, padding=(large_kernel.shape[-1] // 2,) * 2
     )
-    kernel: Any = pixel_layers.triton_conv_attn
-    run = kernel if works("conv_attn", x) else pixel_layers.conv_attn_formula
-    return run(x, convolved, kernels, aggr, bias)
+    kernel: Any = triton_conv_attn
+    args = x, convolved, kernels, aggr, bias
+    return (kernel if works("conv_attn", *args) else conv_attn_formula)(*args)
 
 
-def works(name: str, x: Tensor) -> bool:
-    """Tell whether a kernel works where a tensor is. Graphs do not ask."""
-    return torch.compiler.is_compiling() or _works(name, x.device)
+def works(name: str, *args: Tensor) -> bool:
+    """Tell whether a kernel works where its arguments are. Graphs do not ask."""
+    if torch.compiler.is_compiling():
+        return True
+    gradients = torch.is_grad_enabled() and any(arg.requires_grad for arg in args)
+    return _works(name, args[0].device, gradients)
 
 
 @functools.cache
-def _works(name: str, device: torch.device) -> bool:
+def _works(name: str, device: torch.device, gradients: bool) -> bool:
     generator = torch.Generator().manual_seed(0)
+    kernel, formula, *shapes = _TRIALS[name]
+    inputs = [torch.rand(shape, generator=generator).to(device) for shape in shapes]
     try:
-        with torch.no_grad(), without_autocast(device.type):
-            result, formula = _TRIALS[name](
-                lambda *shape: torch.rand(*shape, generator=generator).to(device)
-            )
-        wrong = not torch.allclose(result, formula, atol=0.02, rtol=0.02)
+        with torch.set_grad_enabled(gradients), without_autocast(device.type):
+            pairs = zip(_run(kernel, inputs), _run(formula, inputs), strict=True)
+        wrong = not all(torch.allclose(*pair, atol=0.02, rtol=0.02) for pair in pairs)
         reason = "its result is wrong" if wrong else None
     except torch.cuda.OutOfMemoryError:
         raise
@@ -68,50 +79,46 @@ def _works(name: str, device: torch.device) -> bool:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if reason is not None:
         instead = "Flex runs" if name == "attention" else "torch's own operations run"
-        warnings.warn(
-            f"the Triton kernel of {name} cannot run here ({reason}); {instead} instead",
-            stacklevel=2,
-        )
+        what = f"the Triton kernel of {name}" + (" with its gradients" if gradients else "")
+        warnings.warn(f"{what} cannot run here ({reason}); {instead} instead", stacklevel=2)
     return reason is None
 
 
-Random = Callable[..., Tensor]
+def _run(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """A result and, where gradients are recorded, those of all inputs."""
+    leaves = [x.clone().requires_grad_(torch.is_grad_enabled()) for x in inputs]
+    result = function(*leaves)
+    if not result.requires_grad:
+        return [result]
+    return [result.detach(), *torch.autograd.grad(result.sum(), leaves)]
 
 
-def _try_attention(random: Random) -> tuple[Tensor, Tensor]:
-    q, k, v, table = random(1, 16, 4, 4), random(1, 16, 4, 4), random(1, 16, 4, 4), random(1, 49)
-    formula = attention.attend_in_windows(attention.BACKENDS["Naive"], q, k, v, table, 4)
-    return triton_window_attention(q, k, v, table, 4)[0], formula
+def _attention_kernel(*args: Tensor) -> Tensor:
+    return triton_window_attention(*args, 4)[0]
 
 
-def _try_conv_ffn(random: Random) -> tuple[Tensor, Tensor]:
-    x, proj, dwc, aggr = (
-        random(*shape) for shape in ((1, 16, 4, 4), (16, 16, 1, 1), (16, 1, 3, 3), (16, 16, 1, 1))
-    )
-    args = x, proj, random(16), dwc, random(16), aggr, random(16)
-    return pixel_layers.triton_conv_ffn(*args), convolutions.conv_ffn_of_weights(*args)
+def _attention_formula(*args: Tensor) -> Tensor:
+    return attention.attend_in_windows(attention.BACKENDS["Naive"], *args, 4)
 
 
-def _try_conv_attn(random: Random) -> tuple[Tensor, Tensor]:
-    args = random(1, 16, 4, 4), random(1, 8, 4, 4), random(1, 8, 3, 3), random(16, 16, 1, 1)
-    args += (random(16),)
-    return pixel_layers.triton_conv_attn(*args), pixel_layers.conv_attn_formula(*args)
-
-
-_TRIALS: dict[str, Callable[[Random], tuple[Tensor, Tensor]]] = {
-    "attention": _try_attention,
-    "conv_ffn": _try_conv_ffn,
-    "conv_attn": _try_conv_attn,
+# Of each: the kernel, its formula, and the shapes of what they are given.
+_FEATURES = (1, 16, 4, 4)
+_TRIALS: dict[str, tuple[Any, ...]] = {
+    "attention": (_attention_kernel, _attention_formula, *3 * (_FEATURES,), (1, 49)),
+    "conv_ffn": (
+        *(triton_conv_ffn, convolutions.conv_ffn_of_weights, _FEATURES),
+        *((16, 16, 1, 1), (16,), (16, 1, 3, 3), (16,), (16, 16, 1, 1), (16,)),
+    ),
+    "conv_attn": (
+        *(triton_conv_attn, conv_attn_formula, _FEATURES),
+        *((1, 8, 4, 4), (1, 8, 3, 3), (16, 16, 1, 1), (16,)),
+    ),
 }
 
 for device in DEVICES:
-    choose.register("feature_attention", device, name="Triton", dtypes=DTYPES, takes=can_run)(
-        attend
-    )
     for operation, kernel, takes in (
-        ("conv_ffn", conv_ffn, pixel_layers.conv_ffn_runs),
-        ("conv_attn", conv_attn, pixel_layers.conv_attn_runs),
+        ("feature_attention", attend, can_run),
+        ("conv_ffn", conv_ffn, conv_ffn_runs),
+        ("conv_attn", conv_attn, conv_attn_runs),
     ):
-        choose.register(
-            operation, device, name="Triton", dtypes=DTYPES, takes=takes, differentiable=False
-        )(kernel)
+        choose.register(operation, device, name="Triton", dtypes=DTYPES, takes=takes)(kernel)

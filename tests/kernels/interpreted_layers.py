@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
 from kernel_checks import kernels_called
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 from esc_arch.archs import ESC
 from esc_arch.archs.conv_attn import ConvAttn
 from esc_arch.archs.layers import ConvFFN
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import triton_backend
+from esc_arch.kernels.gpu import launches, triton_backend
 from esc_arch.kernels.gpu.triton_conv_attn import (
     conv_attn_formula,
     triton_conv_attn,
@@ -217,3 +219,34 @@ def test_training_with_autocast_runs_through_the_kernels() -> None:
     for value, right in zip(ours, exact, strict=True):
         assert value.dtype == torch.float32
         assert (value - right).norm() <= 0.06 * right.norm() + 1e-6
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch compiles formulas"
+)
+def test_compiled_training_with_autocast_keeps_the_kernels_in_one_graph_for_all_sizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launches, "INTERPRETED", True)  # It is quicker.
+    torch.manual_seed(0)
+    network, graphs = ESC(**TINY), []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=keep)
+    compiled = torch.compile(network, backend=backend, fullgraph=True, dynamic=True)
+    for height, width in ((9, 12), (16, 11)):
+        x, grads = torch.rand(2, 3, height, width), []
+        for forward in (network, compiled):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = forward(x).float().square().mean()
+            grads.append(torch.autograd.grad(loss, list(network.parameters())))
+        for ours, eager in zip(*reversed(grads), strict=True):
+            assert (ours - eager).norm() <= 0.03 * eager.norm() + 1e-6
+    assert len(graphs) == 2  # Forward and backward.
+    counts = {"triton_conv_ffn": 3, "triton_conv_attn": 2, "triton_window_attention": 1}
+    for graph, suffix in zip(graphs, ("", "_backward"), strict=True):
+        for name, count in counts.items():
+            assert graph.count(f"esc.{name}{suffix}.default") == count

@@ -54,7 +54,13 @@ def select_params(
         )
     params = _without_prefixes(found)
     for name, value in params.items():
-        _check(value, name, where)
+        shown = f"{where}: '{printable(name)}'"
+        check_plain(value, shown)
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(
+                f"{shown} has values that are not finite (NaN or infinite); the training that "
+                "wrote it broke down before: take an older checkpoint"
+            )
     return with_tables(params, where)
 
 
@@ -152,8 +158,16 @@ def _without_prefixes(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in params.items()}
 
 
-def _check(value: Tensor, name: str, where: str) -> None:
-    shown = f"{where}: '{printable(name)}'"
+def check_plain(value: Tensor, shown: str) -> None:
+    """Refuse what torch loads from a file and nothing here can use.
+
+    Args:
+        value: The tensor.
+        shown: Where it was found, for the error.
+
+    Raises:
+        UserError: It is no plain tensor of real numbers, or claims more than it holds.
+    """
     if value.layout != torch.strided or value.is_nested or value.device.type != "cpu":
         raise UserError(f"{shown} is not a plain tensor; a network's are")
     if value.is_quantized or value.is_complex():
@@ -163,9 +177,4 @@ def _check(value: Tensor, name: str, where: str) -> None:
     if value.numel() * value.element_size() > held:
         raise UserError(
             f"{shown} claims {value.numel():,} values but the file holds {held:,} bytes of it"
-        )
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        raise UserError(
-            f"{shown} has values that are not finite (NaN or infinite); the training that wrote it "
-            "broke down before: take an older checkpoint"
         )

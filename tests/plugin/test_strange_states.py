@@ -33,6 +33,20 @@ def with_value(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda state: state.update({key: value})
 
 
+def moment(make: Callable[[torch.Tensor], Any], name: str = "exp_avg"):
+    """Another moment of the first parameter; of the same shape, where it is a tensor."""
+
+    def change(state: dict[str, Any]) -> None:
+        moments = state["optimizers"][0]["state"][0]
+        moments[name] = make(moments[name])
+
+    return change
+
+
+def group(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state["optimizers"][0]["param_groups"][0].update({key: value})
+
+
 REFUSED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (without("iter"), "4.state: not a training state: it has no iter; weights go to path: pre"),
     (without("epoch"), "not a training state: it has no epoch"),
@@ -46,6 +60,18 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (with_value("optimizers", []), "does not hold 1 optimizers"),
     (with_value("optimizers", [{}]), "optimizer 1 is damaged"),
     (with_value("optimizers", [{"state": 5, "param_groups": [5]}]), "optimizer 1 is damaged"),
+    (moment(lambda t: torch.zeros(1).expand(t.shape)), "'exp_avg' claims 216 values but the file"),
+    (moment(lambda t: t.to_sparse()), "'exp_avg' is not a plain tensor"),
+    (moment(lambda t: t.to("meta")), "'exp_avg' is not a plain tensor"),
+    (moment(lambda t: torch.complex(t, t)), "'exp_avg' is of torch.complex64"),
+    (moment(lambda t: t[:1]), "optimizer 1 does not fit Adam of the options: it holds"),
+    (moment(lambda t: "x"), "optimizer 1 does not fit Adam of the options: it holds"),
+    (moment(lambda t: torch.tensor(-1.0), "step"), "optimizer 1 is damaged: its step is -1.0"),
+    (moment(lambda t: t * float("nan"), "step"), "optimizer 1 is damaged: its step is nan"),
+    (group("betas", "xx"), "optimizer 1 is damaged: betas is of another kind than (0.9, 0.999)"),
+    (group("betas", [0.9]), "optimizer 1 is damaged: betas is of another kind"),
+    (group("lr", float("nan")), "optimizer 1 is damaged: lr is of another kind"),
+    (group("amsgrad", "x"), "optimizer 1 is damaged: amsgrad is of another kind than False"),
     (with_value("schedulers", [{}]), "the training state's scheduler is damaged"),
     (with_value("schedulers", ["x"]), "the training state's scheduler is damaged"),
     (with_value("random", 5), "the training state cannot be gone on from"),
@@ -68,6 +94,23 @@ def test_a_state_that_cannot_be_gone_on_from_is_refused_in_one_line(
     said = refused(write_train_options({"train:total_iter": 6}), "--auto_resume")
     assert expected in said and len(said.splitlines()) == 1
     assert sorted(Path("experiments/tiny").rglob("*.pth")) == before
+
+
+def test_moments_whose_memory_overlaps_are_copied_before_anything_is_written(
+    write_train_options: WriteOptions,
+):
+    options = {"train:optim_g": {"type": "Adam", "lr": 1e-3, "fused": True}}
+    train(write_train_options(options))
+    crafted = state(4)
+    moments = crafted["optimizers"][0]["state"][0]
+    # Enough bytes in all, and none behind its beginning.
+    storage, shape = torch.rand(moments["exp_avg"].numel()), moments["exp_avg"].shape
+    moments["exp_avg"] = storage[-1:].as_strided(shape, [0] * len(shape))
+    crafted["schedulers"][0] |= {"step": "x", "optimizer": 5}
+    torch.save(crafted, STATE)
+    longer = {**options, "train:total_iter": 6}
+    assert iterations(train(write_train_options(longer), "--auto_resume")) == [5, 6]
+    assert state(6)["optimizers"][0]["state"][0]["exp_avg"].is_contiguous()
 
 
 @pytest.mark.parametrize("seed", [-5, 10**30, "x", None])

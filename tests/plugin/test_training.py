@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from option_data import picture, write_folder
+from published_options import REAL
+from published_templates import ABSENT, Published
 from torch.utils.tensorboard import SummaryWriter
 
 from esc_arch.plugin.disk_faults import ForgivingLogger
@@ -117,6 +121,26 @@ def test_a_signal_ends_a_run_that_prefetches_by_a_thread(tmp_path: Path, write_t
     run.process.send_signal(signal.SIGTERM)
     assert run.finish() == 128 + signal.SIGTERM, run.log[-3000:]
     assert re.search(r"stopped by SIGTERM, saved iteration \d+; go on with", run.log)
+
+
+@pytest.mark.slow
+def test_real_esrnet_prefetching_without_workers_ends_well(tmp_path: Path):
+    write_folder(tmp_path / "gt", {name: picture(128) for name in "ab"})
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n")
+    changes = {
+        "datasets:train:num_worker_per_gpu": 0,
+        "datasets:train:prefetch_mode": "cpu",
+        "queue_size": 4,
+        "train:total_iter": 2,
+        "val": None,
+        "datasets:val": ABSENT,
+    }
+    options = tmp_path / "options.yml"
+    options.write_text(yaml.safe_dump(Published("", {**REAL, **changes}).options()))
+    # In a process of its own, since a thread that still loads aborted its end.
+    run = Run(tmp_path, "-opt", options)
+    assert run.finish() == 0, run.log[-3000:]
+    assert "one process is started to load data, so that random numbers repeat" in run.log
 
 
 @pytest.mark.slow

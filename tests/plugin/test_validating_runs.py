@@ -94,6 +94,28 @@ def test_images_of_one_name_are_refused_where_they_would_be_saved(
     assert not list(Path("experiments/tiny/training_states").iterdir())
 
 
+def test_a_test_refuses_images_that_would_be_saved_under_one_name(
+    write_test_options: WriteOptions, paired_data: Any, tmp_path: Path
+):
+    shutil.copytree(paired_data.val_lq, tmp_path / "lq")
+    chelsea = cv2.imread(str(tmp_path / "lq" / "chelseax2.png"))
+    cv2.imwrite(str(tmp_path / "lq" / "chelseax2.bmp"), chelsea)
+    single = {
+        "name": "real",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(tmp_path / "lq"),
+        "io_backend": {"type": "disk"},
+    }
+    changes = {"datasets:test_1": single, "path:pretrain_network_g": None}
+    options = write_test_options({**changes, "path:param_key_g": None})
+    Path("results/tiny_test").mkdir(parents=True)
+    Path("results/tiny_test/older.png").write_bytes(b"older")
+    said = refused(options, "--random-weights", subcommand="test")
+    assert re.search(r"chelseax2\.(bmp|png) would both be saved as chelseax2", said)
+    assert [path.name for path in Path("results").rglob("*")] == ["tiny_test", "older.png"]
+    test_of(write_test_options({**changes, "val:save_img": False}), "--random-weights")
+
+
 def test_images_of_two_sets_with_equal_names_are_saved_apart(
     write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
 ):

@@ -183,7 +183,10 @@ def test_values_that_are_not_finite_are_named_by_every_command(
 
 
 def test_other_tensors_than_plain_ones_are_refused(folder, params):
-    for value in (torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.complex64)):
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    quantized = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+    others = (torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(), nested, quantized)
+    for value in (*others, torch.zeros(3, dtype=torch.complex64)):
         torch.save({"params": {**params, "last.bias": value}}, "net.pth")
         assert "'last.bias'" in refusal("net.pth")
     torch.save({"params": {**params, "last.bias": torch.empty(3, device="meta")}}, "net.pth")

@@ -1,6 +1,7 @@
 """Training states held against the options before they are loaded."""
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 from esc_arch.errors import UserError, printable
+from esc_arch.zoo.params import check_plain
 
 # Options of BasicSR's schedulers, which keep them under these names.
 SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
@@ -74,16 +76,21 @@ def fitting_optimizer_state(
     for group, own in zip(groups, ours["param_groups"], strict=True):
         taken = {key: group[key] for key in own if key in group and key not in COMPUTATION}
         for key, value in taken.items():
-            if type(own[key]) in (int, float) and type(value) not in (int, float):
-                raise UserError(f"{where}: {key} is no number; resume from another state")
+            if not _is_alike(value, own[key]):
+                raise UserError(
+                    f"{where} is damaged: {printable(key)} is of another kind than "
+                    f"{own[key]!r}; resume from another state"
+                )
         fitting.append({**own, **taken})
     expected = _expected_state(optimizer)
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     indices = [index for group in groups for index in group["params"]]
+    kept: dict[int, dict[str, Any]] = {}
     for parameter, index in zip(parameters, indices, strict=True):
         state = states.get(index)
         if not state:
             continue
+        kept[index] = {name: _plain(value, name, where) for name, value in state.items()}
         shapes = _shapes(state)
         if shapes != expected[parameter]:
             raise UserError(
@@ -92,7 +99,31 @@ def fitting_optimizer_state(
                 "; resume with the options of that run, or start anew from its weights (path: "
                 "pretrain_network_g)"
             )
-    return {**saved, "param_groups": fitting}
+    return {"state": kept, "param_groups": fitting}
+
+
+def _is_alike(value: Any, ours: Any) -> bool:
+    """Whether an option of an optimizer is of the kind that it must be."""
+    if isinstance(ours, tuple | list):
+        right = isinstance(value, tuple | list) and len(value) == len(ours)
+        return right and all(map(_is_alike, value, ours))
+    if isinstance(ours, bool):
+        return isinstance(value, bool)
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    return is_number or (ours is None and value is None)
+
+
+def _plain(value: Any, name: str, where: str) -> Any:
+    """A moment that can be computed with: C code writes to all of it, one after the other."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    check_plain(value, f"{where}: '{printable(name)}'")
+    if name == "step" and not (value.isfinite().all() and (value >= 0).all()):
+        raise UserError(f"{where} is damaged: its step is {value.tolist()}")
+    dense = value.is_contiguous() or (
+        value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    )
+    return value if dense else value.contiguous()
 
 
 def _expected_state(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, dict[str, Any]]:
@@ -162,4 +193,4 @@ def fitting_scheduler_state(saved: Any, scheduler: Any, from_options: bool) -> d
             f"{', '.join(name for name in SCHEDULE if name in saved)}); path: resume_schedule: "
             "options goes on with the schedule of the options"
         )
-    return dict(saved)
+    return {name: value for name, value in saved.items() if name in ours}

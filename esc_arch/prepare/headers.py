@@ -31,11 +31,16 @@ def read_header(source: str | os.PathLike | IO[bytes]) -> Header | None:
     try:
         with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
-            turn = image.getexif().get(_ORIENTATION, UPRIGHT)
-            turn = turn if turn in range(1, 9) else UPRIGHT
             if image.format == "TIFF":
+                tags = image.tag_v2
                 # Pillow may have turned the sides already.
-                width, height = (image.tag_v2.get(side) for side in _TIFF_SIDES)
+                width, height = (tags[side] for side in _TIFF_SIDES)
+            else:
+                # `getexif` would decode the whole of a PNG, and go by XMP, as OpenCV does not.
+                tags = Image.Exif()
+                tags.load(image.info.get("exif") or b"")
+            turn = tags.get(_ORIENTATION, UPRIGHT)
+            turn = turn if turn in range(1, 9) else UPRIGHT
     except Exception:
         # Pillow raises a different class for each kind of damage in each format.
         return None

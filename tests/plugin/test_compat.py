@@ -246,13 +246,66 @@ class _RunsCode:
         return os.mkdir, (str(self.witness),)
 
 
-def test_networks_of_basicsr_load_no_code_from_files(tmp_path: Path) -> None:
-    # Newer PyTorch refuses of its own accord; below 2.6 this package does.
-    from basicsr.archs.spynet_arch import SpyNet
+def _inception(path: str) -> None:
+    from basicsr.archs import inception
 
-    torch.save({"params": _RunsCode(tmp_path / "it-ran")}, tmp_path / "spynet.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "LOCAL_FID_WEIGHTS", path)
+        inception.fid_inception_v3()
+
+
+def _downloaded_inception(path: str) -> None:
+    from basicsr.archs import inception
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Found where an earlier download has put it, so that nothing is downloaded.
+        patch.setenv("TORCH_HOME", os.path.dirname(path))
+        name = inception.FID_WEIGHTS_URL.rpartition("/")[2]
+        place = Path(torch.hub.get_dir()) / "checkpoints" / name
+        place.parent.mkdir(parents=True)
+        place.write_bytes(Path(path).read_bytes())
+        inception.fid_inception_v3()
+
+
+def _vgg(path: str) -> None:
+    from basicsr.archs import vgg_arch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgg_arch, "VGG_PRETRAIN_PATH", path)
+        vgg_arch.VGGFeatureExtractor(["conv1_1"], "vgg11")
+
+
+def _built(module: str, name: str, *arguments: Any) -> Callable[[str], Any]:
+    def build(path: str) -> Any:
+        given = [path if each is PATH else each for each in arguments]
+        return getattr(importlib.import_module(f"basicsr.archs.{module}"), name)(*given)
+
+    return build
+
+
+PATH = object()
+
+
+@pytest.mark.parametrize(
+    "load",
+    {
+        "SpyNet": _built("spynet_arch", "SpyNet", PATH),
+        "BasicVSR": _built("basicvsr_arch", "BasicVSR", 8, 1, PATH),
+        "EDVR": _built("basicvsr_arch", "EDVRFeatureExtractor", 3, 8, PATH),
+        "TOF": _built("tof_arch", "SPyNetTOF", PATH),
+        "DFDNet": _built("dfdnet_arch", "DFDNet", 8, PATH),
+        "VGG": _vgg,
+        "FID": _inception,
+        "FID, downloaded": _downloaded_inception,
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_networks_of_basicsr_load_no_code_from_files(load: Any, tmp_path: Path) -> None:
+    # Newer PyTorch refuses most of its own accord; below 2.6 this package does.
+    file = tmp_path / "weights.pth"
+    torch.save({"params": _RunsCode(tmp_path / "it-ran")}, file)
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
-        SpyNet(str(tmp_path / "spynet.pth"))
+        load[1](str(file))
     assert not (tmp_path / "it-ran").exists()
 
 

@@ -58,6 +58,14 @@ def test_an_image_is_turned_upright_as_basicsr_turns_it(tmp_path, bgr, suffix, t
     assert np.array_equal(image, read_by_basicsr(path))
 
 
+def test_an_orientation_in_xmp_alone_turns_nothing_as_in_opencv(tmp_path, bgr):
+    path = tmp_path / "xmp.jpg"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
+    Image.fromarray(bgr).save(path, xmp=xmp)
+    assert np.array_equal(read_image(path)[0], read_by_basicsr(path))
+    assert read_header(path) == (*bgr.shape[:2], 1)
+
+
 def test_a_grey_image_becomes_rgb_and_says_so(tmp_path, bgr):
     image, was_grey = read_image(write(tmp_path / "grey.png", bgr[:, :, 1]))
     assert was_grey

@@ -90,10 +90,14 @@ def files_loaded_without_code(module: ModuleType) -> None:
     """BasicSR's `torch.load` runs whatever code a file holds, below PyTorch 2.6.
 
     Its networks load files so too (SpyNet, VGG, FID's Inception, ...). As with newer PyTorch,
-    tensors and plain containers are loaded, unless the call says otherwise.
+    tensors and plain containers are loaded, unless the call says otherwise. `load_url`, by which
+    Inception is downloaded, still runs code by default.
     """
     import torch
 
+    load_url = getattr(module, "load_url", None)
+    if load_url is torch.hub.load_state_dict_from_url:
+        module.load_url = functools.partial(load_url, weights_only=True)
     if getattr(module, "torch", None) is torch and _torch_loads_code():
         module.torch = _SafelyLoadingTorch(torch)
 

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", nargs="+", type=int, metavar="S", help=text)
     _add_number(parser, "--batch", 1, "images at a time")
     parser.add_argument("--no-flops", action="store_true", help="do not count FLOPs")
+    text = "record the work of each in a CUDA graph, and time its replays"
+    parser.add_argument("--cuda-graphs", action="store_true", help=text)
     add_measuring(parser, "bench_networks")
 
     modes = parser.add_subparsers(title="other things to measure", metavar="MODE", dest="mode")
@@ -109,16 +111,22 @@ def _add_number(parser: argparse.ArgumentParser, flag: str, default: int, text: 
 
 
 def _networks(args: argparse.Namespace) -> int:
+    import torch
+
+    from esc_arch.inference.replays import require_cuda
     from esc_arch.study.speed.contenders import flops
     from esc_arch.study.speed.jobs import NetworkJob
     from esc_arch.study.speed.results import add_speedups, format_table, save, timing_columns
 
+    if args.cuda_graphs:
+        require_cuda("--cuda-graphs", torch.device(args.device))
     contenders = _contenders(args)
     facts = describe_run(args.device, args.threads)
     rows: list[dict[str, Any]] = []
     for scale, (width, height) in _cases(args.size, args.scale):
         jobs = [
-            NetworkJob(one, scale, width, height, args.batch, args.device) for one in contenders
+            NetworkJob(one, scale, width, height, args.batch, args.device, args.cuda_graphs)
+            for one in contenders
         ]
         case_rows = []
         for job, measurement in zip(jobs, measured(args, jobs), strict=True):
@@ -134,6 +142,7 @@ def _networks(args: argparse.Namespace) -> int:
                     "lr_size": f"{width}x{height}",
                     "batch": args.batch,
                     "precision": measurement.facts.get("precision"),
+                    "cuda_graphs": args.cuda_graphs or None,
                     "parameters": measurement.facts.get("parameters"),
                     "gmacs": count and round(count / 1e9, 2),
                     "gflop_per_s": rate and round(rate / columns["latency_ms"], 1),

@@ -6,6 +6,7 @@ import torch
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.onnx_network import load_onnx
+from esc_arch.inference.replays import require_cuda
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.zoo.catalogue import default_model
 from esc_arch.zoo.loading import build_network, read_checkpoint
@@ -22,6 +23,7 @@ def load(
     *,
     tile_pad: int | None = None,
     scale: int | None = None,
+    cuda_graphs: bool = False,
 ) -> Upscaler:
     """Load a checkpoint, ready to upscale.
 
@@ -34,6 +36,8 @@ def load(
         tile_pad: Margin of tiles in input pixels; None for two windows.
         scale: How many times larger results shall be, where no checkpoint is named; of a named
             one it must be the scale.
+        cuda_graphs: On a CUDA GPU, record the work on whole pictures of sizes that come again, see
+            `Upscaler`.
 
     Raises:
         UserError: One line: which value is wrong, and what would be right.
@@ -45,12 +49,17 @@ def load(
             "such files can run code; give the checkpoint or an .onnx"
         )
     if path.suffix.lower() == ".onnx":
+        if cuda_graphs:
+            raise UserError(f"cuda_graphs: {printable(path)} is run by ONNX Runtime, not by torch")
         upscaler = load_onnx(path, _device(device or "cpu"), _dtype(dtype), tile, tile_pad)
     else:
         device, dtype = _device(device), _dtype(dtype)
+        if cuda_graphs:
+            require_cuda("cuda_graphs", device)
         checkpoint = read_checkpoint(path, scale)
         network = build_network(checkpoint, device, dtype)
-        upscaler = Upscaler(network, checkpoint.network_g, tile, tile_pad, checkpoint.metadata)
+        card = checkpoint.metadata
+        upscaler = Upscaler(network, checkpoint.network_g, tile, tile_pad, card, cuda_graphs)
     if scale is not None and scale != upscaler.scale:
         raise UserError(f"--scale {scale}: {path} upscales by {upscaler.scale}")
     return upscaler

@@ -19,7 +19,9 @@ from esc_arch.inference.fit import (
     bytes_per_pixel,
     free_memory,
 )
+from esc_arch.inference.padded_rows import PaddedRows
 from esc_arch.inference.picture_files import Picture, Source, source_in_memory
+from esc_arch.inference.replays import Replays, require_cuda
 from esc_arch.inference.tiling import (
     Tiling,
     global_pools,
@@ -58,6 +60,13 @@ class Upscaler:
         tile_pad: Margin of tiles in LR pixels; None for two windows, with which seams stay below
             1/255 on photographs (benchmarks/tile_differences.py).
         model_card: What the checkpoint says of itself.
+        cuda_graphs: On a CUDA GPU, replay the work on whole pictures of sizes that come again,
+            from the third one of a size on: small ones are done sooner, and each of the last
+            `replays.KEPT` sizes holds the memory that it needs. The network's weights may change
+            but must stay where they are.
+
+    Raises:
+        UserError: An option has a value that cannot be.
 
     Attributes:
         network: The module itself.
@@ -73,6 +82,7 @@ class Upscaler:
         tile: int | None = None,
         tile_pad: int | None = None,
         model_card: Mapping[str, str] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         for name, value in (("tile", tile), ("tile_pad", tile_pad)):
             if value is not None and (not isinstance(value, int) or value < 0):
@@ -83,6 +93,9 @@ class Upscaler:
         self.tile_pad = tile_pad
         self.model_card = dict(model_card or {})
         self.memory_share = 1.0
+        if cuda_graphs:
+            require_cuda("cuda_graphs", next(network.parameters()).device)
+        self._replays = Replays(network) if cuda_graphs else None
         self._turn = threading.RLock()
 
     @property
@@ -205,7 +218,7 @@ class Upscaler:
         columns = reflect_indices(source.width, 0, padded[1], torch.device("cpu")).numpy()
 
         def open_rows() -> Callable[[int, int], Tensor]:
-            rows = _PaddedRows(source, padded[0])
+            rows = PaddedRows(source, padded[0])
 
             def read(start: int, end: int) -> Tensor:
                 part = rows.read(start, end)
@@ -318,9 +331,11 @@ class Upscaler:
         tile_pad = 2 * self.window_size if self.tile_pad is None else self.tile_pad
         return Tiling(tile or DEFAULT_TILE, tile_pad, self.window_size)
 
-    def _run(self, lq: Tensor) -> Tensor:
+    def _run(self, lq: Tensor, whole: bool = False) -> Tensor:
         weight = next(self.network.parameters())
-        sr = self.network(lq.to(weight)).to(lq.device, torch.float32)
+        # Tiles hook into the network, which no replay would notice.
+        call = self._replays if whole and self._replays else self.network
+        sr = call(lq.to(weight)).to(lq.device, torch.float32)
         if not bool(sr.isfinite().all()):
             raise UserError(_not_finite(weight.dtype))
         return sr
@@ -333,7 +348,7 @@ class Upscaler:
             tiling = self._tiling(self._tile_for(height, width))
             output = super_resolve_tiled(self._run, padded, *tiling, pools, watch)
         else:
-            output = self._run(padded)
+            output = self._run(padded, whole=True)
         scale = output.shape[-1] // padded.shape[-1]
         return output[..., : height * scale, : width * scale].clamp_(0, 1)
 
@@ -352,34 +367,6 @@ class Upscaler:
             sr = clamp_to_neighbours(sr, lq, self.scale)
         values = (sr.permute(0, 2, 3, 1) * largest).round().numpy()
         return values.astype(pixels.dtype)
-
-
-class _PaddedRows:
-    """Rows of a picture that is reflected beyond its end; earlier ones are forgotten."""
-
-    def __init__(self, source: Source, height: int) -> None:
-        self._indices = reflect_indices(source.height, 0, height, torch.device("cpu")).numpy()
-        # The first row that is needed from each row on.
-        self._needed = np.minimum.accumulate(self._indices[::-1])[::-1]
-        self._next = source.open_rows()
-        self._first = self._end = 0
-        self._kept = np.empty((0, source.width, source.channels), source.dtype)
-
-    def read(self, start: int, end: int) -> np.ndarray:
-        """Rows start to end of the padded picture; `start` never gets smaller."""
-        wanted = self._indices[start:end]
-        self._forget(self._needed[start])
-        missing = int(wanted.max()) + 1 - self._end
-        if missing > 0:
-            self._kept = np.concatenate([self._kept, self._next(missing)])
-            self._end += missing
-            self._forget(self._needed[start])
-        return self._kept[wanted - self._first]
-
-    def _forget(self, before: int) -> None:
-        drop = min(max(int(before) - self._first, 0), len(self._kept))
-        self._kept = self._kept[drop:]
-        self._first += drop
 
 
 def _usual_tile(height: int, width: int) -> int:

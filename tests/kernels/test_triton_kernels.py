@@ -67,7 +67,7 @@ def test_compiled_ahead_the_kernels_of_esc_neither_spill_nor_exceed_shared_memor
     options = ("--targets", *targets, "--dtypes", "bf16", "fp16")
     result = run(STATIC, *options, interpret=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(result.stdout.splitlines()) == 2 + 10 * 2 * len(targets)
+    assert len(result.stdout.splitlines()) == 2 + (2 * 4 + 6) * 2 * len(targets)
 
 
 @pytest.mark.slow

@@ -246,6 +246,7 @@ def test_bench_prints_a_table_and_saves_csv_and_json(run_basicsr, tmp_path):
         (["--attn-type", "Nave"], "attn_type is 'Nave'"),
         (["--device", "gpu"], "--device gpu: must be cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "--device cuda:99: torch finds"),
+        (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs: CUDA graphs need a CUDA GPU"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):

@@ -8,7 +8,14 @@ No pass adds to memory that another program writes, so results are the same to t
 import triton
 import triton.language as tl
 
-from esc_arch.kernels.gpu.attention_forward import locate, reflected, scaled
+from esc_arch.kernels.gpu.attention_forward import (
+    bias_places,
+    column_places,
+    locate,
+    reflected,
+    scaled,
+    scores_of,
+)
 
 
 @triton.jit
@@ -91,16 +98,12 @@ def queries_pass(
     keys = tl.arange(0, BLOCK_N)
     key_rows, key_columns = keys // W_PADDED, keys % W_PADDED
     in_row = key_columns < W
-    columns = left + key_columns
-    if not WHOLE:
-        columns = reflected(columns, width)
-    columns = columns * column_stride
-    if WHOLE:
-        columns += (top + key_rows) * row_stride
+    columns = column_places(
+        top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE
+    )
     if not EVEN_M:
         query_rows = tl.minimum(query_rows, W - 1)
-    bias_rows = ((W - 1 - query_rows) * W + query_columns) * W
-    bias_tile = bias_rows[:, None] + (key_rows * PIXELS + key_columns)[None, :]
+    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     grad_q = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
@@ -125,9 +128,7 @@ def queries_pass(
             k = tl.load(k_ptr + address, mask=key_mask, other=0.0)
             v = tl.load(v_ptr + address, mask=key_mask, other=0.0)
         scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
-        if k_ptr.dtype.element_ty != tl.float32:
-            scores = tl.dot(q_rest, tl.trans(k), scores)
-        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+        scores = scores_of(q, q_rest, k, scores, PRECISION)
         weights = tl.exp2(scores)
         products = tl.dot(sums, deltas_of, input_precision=PRECISION)
         products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
@@ -214,8 +215,7 @@ def keys_pass(
     deltas_of = tl.trans(selection(parts[:, None], 8, BLOCK_M, q_ptr.dtype.element_ty))
     if not EVEN_M:
         key_rows = tl.minimum(key_rows, W - 1)
-    bias_rows = ((W - 1 - key_rows) * W + key_columns) * W
-    bias_tile = bias_rows[:, None] + (query_rows * PIXELS + query_columns)[None, :]
+    bias_tile = bias_places(key_rows, key_columns, query_rows, query_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     grad_k = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
@@ -247,9 +247,7 @@ def keys_pass(
             q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
             grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)
         scores = tl.dot(log_sums_of, tl.trans(sums), bias, input_precision=PRECISION)
-        if k_ptr.dtype.element_ty != tl.float32:
-            scores = tl.dot(k_rest, tl.trans(q), scores)
-        scores = tl.dot(scaled_k, tl.trans(q), scores, input_precision=PRECISION)
+        scores = scores_of(scaled_k, k_rest, q, scores, PRECISION)
         weights = tl.exp2(scores)
         grad_v = tl.dot(weights.to(q.dtype), grad_out, grad_v, input_precision=PRECISION)
         products = tl.dot(deltas_of, tl.trans(sums), input_precision=PRECISION)
@@ -287,6 +285,7 @@ def bias_pass(
     D_PADDED: tl.constexpr,
     W: tl.constexpr,
     WHOLE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -294,9 +293,9 @@ def bias_pass(
     """One program: the gradient of a tile of one head's bias, summed over all windows.
 
     `origins_ptr` is (windows, 4) of int64: where a window begins in keys and in results, and its
-    first row and column. `scaled_q_ptr` has queries times the scale of scores, with the strides of
-    results. `grad_bias_ptr` is (heads from `first_head` on, W * W, W * W) in float32, queries by
-    keys.
+    first row and column; ALIGNED says that it begins at multiples of 16. `scaled_q_ptr` has queries
+    times the scale of scores, with the strides of results. `grad_bias_ptr` is (heads from
+    `first_head` on, W * W, W * W) in float32, queries by keys.
     """
     PIXELS: tl.constexpr = W * W
     EVEN: tl.constexpr = PIXELS % BLOCK_M == 0 and PIXELS % BLOCK_N == 0 and D == D_PADDED
@@ -309,8 +308,7 @@ def bias_pass(
     real = channels < D
 
     inside = (queries < PIXELS)[:, None] & (keys < PIXELS)[None, :]
-    bias_rows = ((W - 1 - query_rows) * W + query_columns) * W
-    bias_tile = bias_rows[:, None] + (key_rows * PIXELS + key_columns)[None, :]
+    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
     bias = tl.load(bias_ptr + bias_tile, mask=inside, other=float("-inf"))
 
@@ -321,8 +319,12 @@ def bias_pass(
     key_places = key_rows * row_stride + key_columns * column_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for window in range(0, windows):
-        base = tl.load(origins_ptr + 4 * window) + head * D
-        out_base = tl.load(origins_ptr + 4 * window + 1) + head * D
+        base = tl.load(origins_ptr + 4 * window)
+        out_base = tl.load(origins_ptr + 4 * window + 1)
+        if ALIGNED:
+            # Loads are then of 16 bytes each.
+            base, out_base = tl.multiple_of(base, 16), tl.multiple_of(out_base, 16)
+        base, out_base = base + head * D, out_base + head * D
         out_address = out_base + out_places[:, None] + channels[None, :]
         if WHOLE:
             key_address = base + key_places[:, None] + channels[None, :]

@@ -35,6 +35,33 @@ def scaled(x, scale, dtype: tl.constexpr):
 
 
 @triton.jit
+def scores_of(first, rest, second, start, PRECISION: tl.constexpr):
+    """`start` plus the products of rows, of which the first ones are two numbers, see `scaled`."""
+    if first.dtype != tl.float32:
+        start = tl.dot(rest, tl.trans(second), start)
+    return tl.dot(first, tl.trans(second), start, input_precision=PRECISION)
+
+
+@triton.jit
+def bias_places(rows, columns, other_rows, other_columns, W: tl.constexpr):
+    """Where the biases of pixels (rows) with other pixels (columns) lie in `layouts.bias_tiles`."""
+    places = ((W - 1 - rows) * W + columns) * W
+    return places[:, None] + (other_rows * (W * W) + other_columns)[None, :]
+
+
+@triton.jit
+def column_places(top, left, rows, columns, width, row_stride, column_stride, WHOLE: tl.constexpr):
+    """What does not depend on the row of the window that pixels are in, of where they lie."""
+    places = left + columns
+    if not WHOLE:
+        places = reflected(places, width)
+    places = places * column_stride
+    if WHOLE:
+        places += (top + rows) * row_stride
+    return places
+
+
+@triton.jit
 def window_attention_forward(
     q_ptr,
     k_ptr,
@@ -58,6 +85,7 @@ def window_attention_forward(
     W_PADDED: tl.constexpr,
     WHOLE: tl.constexpr,
     PRECISION: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -65,7 +93,8 @@ def window_attention_forward(
 
     `bias_ptr` is (heads, 2 W - 1, W, W) in float32, base 2: row distance, query column, key column.
     `log_sums_ptr` is (windows, heads, W * W) in float32: log2 of each query's sum of exponentials,
-    zero where all of the program's queries are below the image.
+    zero where all of the program's queries are below the image. SUMS: equal columns of sums of
+    exponentials, as few as the matrix units make.
     """
     PIXELS: tl.constexpr = W * W
     ROWS: tl.constexpr = BLOCK_N // W_PADDED
@@ -102,22 +131,18 @@ def window_attention_forward(
     keys = tl.arange(0, BLOCK_N)
     key_rows, key_columns = keys // W_PADDED, keys % W_PADDED
     in_row = key_columns < W
-    columns = left + key_columns
-    if not WHOLE:
-        columns = reflected(columns, width)
-    columns = columns * column_stride
-    if WHOLE:
-        columns += (top + key_rows) * row_stride
+    columns = column_places(
+        top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE
+    )
     if not EVEN_M:
         query_rows = tl.minimum(query_rows, W - 1)
-    bias_rows = ((W - 1 - query_rows) * W + query_columns) * W
-    bias_tile = bias_rows[:, None] + (key_rows * PIXELS + key_columns)[None, :]
+    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     top_score = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK_M], tl.float32)
-    ones = tl.full([BLOCK_N, 16], 1.0, tl.float32).to(k_ptr.dtype.element_ty)
-    sums_by_dot = tl.zeros([BLOCK_M, 16], tl.float32)
+    ones = tl.full([BLOCK_N, SUMS], 1.0, tl.float32).to(k_ptr.dtype.element_ty)
+    sums_by_dot = tl.zeros([BLOCK_M, SUMS], tl.float32)
     result = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
     for row in range(0, W, ROWS):
         if WHOLE:
@@ -139,9 +164,7 @@ def window_attention_forward(
             mask = (in_row & (row + key_rows < W))[:, None] & real[None, :]
             k = tl.load(k_ptr + address, mask=mask, other=0.0)
             v = tl.load(v_ptr + address, mask=mask, other=0.0)
-        if IN_MATRIX_UNITS:
-            bias = tl.dot(q_rest, tl.trans(k), bias)
-        scores = tl.dot(q, tl.trans(k), bias, input_precision=PRECISION)
+        scores = scores_of(q, q_rest, k, bias, PRECISION)
         new_top = tl.maximum(top_score, tl.max(scores, 1))
         # Where all scores are -inf so far, there is nothing to scale.
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)

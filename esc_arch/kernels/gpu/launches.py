@@ -1,6 +1,9 @@
 """How the kernels of this folder are cut into programs."""
 
+import functools
+import importlib.metadata
 import os
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +71,22 @@ def launch_for(
         if row > block_n:  # A row of keys must fit.
             block_m, block_n = max(16, block_m * block_n // row), row
     return Launch(min(block_m, pixels), max(16, min(block_n, pixels)), warps, stages)
+
+
+def columns_of_sums(amd: bool = ON_AMD) -> int:
+    """The least columns of a product: 8 of NVIDIA's matrix units, where Triton knows it."""
+    if amd or not INTERPRETED and not _triton_multiplies_by_narrow_matrices():
+        return 16
+    return 8
+
+
+@functools.cache
+def _triton_multiplies_by_narrow_matrices() -> bool:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= (3, 4)
 
 
 class Tile(NamedTuple):

@@ -106,10 +106,7 @@ def _in_windows(x: Tensor, w: int) -> Tensor:
 def origins_of(q: Tensor, out: Tensor, w: int) -> Tensor:
     """Of each window: its offsets in `q` and in `out`, its first row and its first column."""
     batch, _, height, width = q.shape
-    tops = torch.arange(0, height, w, device=q.device)
-    lefts = torch.arange(0, width, w, device=q.device)
-    images, rows, columns = torch.meshgrid(
-        torch.arange(batch, device=q.device), tops, lefts, indexing="ij"
-    )
+    starts = (torch.arange(batch), torch.arange(0, height, w), torch.arange(0, width, w))
+    images, rows, columns = torch.cartesian_prod(*starts).to(q.device).unbind(1)
     offsets = [images * x.stride(0) + rows * x.stride(2) + columns * x.stride(3) for x in (q, out)]
-    return torch.stack([*offsets, rows, columns], dim=-1).view(-1, 4)
+    return torch.stack([*offsets, rows, columns], dim=1)

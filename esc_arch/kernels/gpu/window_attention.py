@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from esc_arch.kernels.cpu.operators import gradients
-from esc_arch.kernels.gpu.launches import DTYPES, ON_AMD, Launch, launch_for, power_of_two
+from esc_arch.kernels.gpu.launches import (
+    DTYPES,
+    ON_AMD,
+    Launch,
+    columns_of_sums,
+    launch_for,
+    power_of_two,
+)
 from esc_arch.kernels.gpu.layouts import (
     LOG2_E,
     bias_tiles,
@@ -128,6 +135,7 @@ def triton_window_attention(
     log_sums = q.new_empty((windows, heads, pixels), dtype=torch.float32)
     launch = launch_for("forward", q.dtype, head_dim, window_size)
     sizes, constants = _arguments(q, out, heads, window_size, launch)
+    constants["SUMS"] = columns_of_sums()
     grid = (windows, -(-pixels // launch.block_m), heads)
     window_attention_forward[grid](
         q,
@@ -216,6 +224,7 @@ def triton_window_attention_backward(
 
     launch = launch_for("bias", q.dtype, head_dim, w)
     sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    constants["ALIGNED"] = all(stride % 16 == 0 for stride in sizes[2:])
     sizes = [*sizes[:2], *sizes[3:5], *sizes[6:]]
     scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
     origins = origins_of(q, grad_out, w)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esc_arch.inference.replays import Replays
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.study.complexity import count_parameters
 from esc_arch.study.speed.contenders import DTYPES, Contender
@@ -25,6 +26,7 @@ class NetworkJob:
         height: Height of the LR image in pixels.
         batch: Images at a time.
         device: Where, "cpu" or "cuda".
+        cuda_graphs: Whether a CUDA graph is recorded and replayed.
     """
 
     contender: Contender
@@ -33,6 +35,7 @@ class NetworkJob:
     height: int
     batch: int
     device: str
+    cuda_graphs: bool = False
 
     @property
     def label(self) -> str:
@@ -62,6 +65,8 @@ class NetworkJob:
         self, network: nn.Module, x: Tensor, autocast: torch.dtype | None
     ) -> Callable[[], Tensor]:
         forward = torch.compile(network) if self.contender.compile else network
+        if self.cuda_graphs:
+            forward = Replays(forward)
         multiple = self.contender.multiple(self.scale)
         kind = torch.device(self.device).type
 

@@ -1,5 +1,6 @@
 """Training states from strangers: gone on from, or refused in one line; they set nothing else."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,11 +82,21 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test keeps what it has trained."""
+    return tmp_path_factory.mktemp("older") / "experiments"
+
+
 @pytest.mark.parametrize("case", range(len(REFUSED)))
 def test_a_state_that_cannot_be_gone_on_from_is_refused_in_one_line(
-    case: int, write_train_options: WriteOptions
+    case: int, older: Path, write_train_options: WriteOptions
 ):
-    train(write_train_options())
+    if not older.exists():
+        train(write_train_options())
+        shutil.copytree("experiments", older)
+    shutil.rmtree("experiments", ignore_errors=True)
+    shutil.copytree(older, "experiments")
     change, expected = REFUSED[case]
     crafted = state(4)
     change(crafted)

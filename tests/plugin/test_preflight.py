@@ -268,6 +268,10 @@ class PluginModel(SRModel):
     def helper(self, settings):
         self.ensemble = settings.get("self_ensemble", False)
         self.others = [key for key in self.opt["train"] if key.endswith("_distill_opt")]
+        train = self.opt["train"]
+        for part in ("eye", "mouth"):
+            self.more = train.get(part + "_region_opt"), train.get("%s_style_opt" % part)
+            self.more = train.get("{}_shape_opt".format(part)), train.get(f"local_{part}_opt")
 
 class PluginDataset(PairedImageDataset):
     def __init__(self, opt):
@@ -289,6 +293,10 @@ def test_plugins_keys_are_found_in_their_source(
             "model_type": "PluginModel",
             "train:teacher_opt": {"weight": 0.5},
             "train:wavelet_distill_opt": {"type": "L1Loss"},
+            "train:eye_region_opt": {"type": "L1Loss"},
+            "train:eye_style_opt": {"type": "L1Loss"},
+            "train:eye_shape_opt": {"type": "L1Loss"},
+            "train:local_eye_opt": {"type": "L1Loss"},
             "val:self_ensemble": True,
             "datasets:train:type": "PluginDataset",
             "datasets:train:use_mixups": 0.5,

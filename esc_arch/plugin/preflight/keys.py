@@ -8,7 +8,7 @@ from typing import Any
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
-from esc_arch.plugin.preflight.known import is_known, loop_words, words_of
+from esc_arch.plugin.preflight.known import OURS, is_known, loop_words, words_of
 from esc_arch.plugin.preflight.reading import walk
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import (
@@ -173,7 +173,7 @@ def check_paths(report: Report, model: type | None) -> None:
 
 def read_by_plugin(key: str, reader: type) -> bool:
     """Whether a class, or a base of it, that is neither BasicSR's nor ours may read a key."""
-    ours = ("basicsr", "esc_arch", "builtins")
+    ours = (*OURS, "builtins")
     plugins = (c for c in inspect.getmro(reader) if c.__module__.partition(".")[0] not in ours)
     return any(is_known(key, words_of(plugin)) for plugin in plugins)
 

@@ -19,6 +19,7 @@ from typing import Any
 from esc_arch.plugin.preflight.report import Path
 from esc_arch.plugin.preflight.table import LOOP_KEYS
 
+OURS = ("basicsr", "esc_arch")
 _FOREIGN = ("torch", "torchvision", "numpy", "builtins", "abc", "typing")
 
 
@@ -77,25 +78,32 @@ def _words_of_module(name: str) -> frozenset[str]:
 
 
 def _strings(module: ModuleType) -> set[str]:
-    """Strings of a module; with `*` where only their beginning or end is told."""
+    """Strings of a module; with `*` for the parts of composed ones that are not told."""
     try:
         tree = ast.parse(inspect.getsource(module))
     except (OSError, TypeError, SyntaxError, ValueError):
         return set()
-    found = set()
+    found, composed = set(), set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 80:
-            found.add(node.value.replace("*", ""))
-        elif isinstance(node, ast.JoinedStr):
-            parts = [p.value if isinstance(p, ast.Constant) else "*" for p in node.values]
-            if re.fullmatch(r"[\w*]*\w{4}[\w*]*", "".join(parts)):
-                found.add("".join(parts))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-            end = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
-            if isinstance(end, str) and re.search("opt|network|loss", end):
-                found |= {f"{end}*"} if node.func.attr == "startswith" else set()
-                found |= {f"*{end}"} if node.func.attr == "endswith" else set()
-    return found
+        match node:
+            case ast.JoinedStr(values=parts):
+                told = (p.value if isinstance(p, ast.Constant) else "*" for p in parts)
+                composed.add("".join(told))
+            case ast.BinOp(left=ast.Constant(value=str(text)), op=ast.Add()):
+                composed.add(f"{text}*")
+            case ast.BinOp(right=ast.Constant(value=str(text)), op=ast.Add()):
+                composed.add(f"*{text}")
+            case ast.Call(func=ast.Attribute(attr="startswith"), args=[ast.Constant(str(text))]):
+                composed.add(f"{text}*")
+            case ast.Call(func=ast.Attribute(attr="endswith"), args=[ast.Constant(str(text))]):
+                composed.add(f"*{text}")
+            case ast.Constant(value=str(text)) if len(text) < 80:
+                found.add(text.replace("*", ""))
+                composed.add(re.sub(r"\{\w*\}|%s", "*", text))
+    if module.__name__.partition(".")[0] in OURS:
+        # Of these it is known that no key is composed.
+        return found
+    return found | {key for key in composed if re.fullmatch(r"[\w*]*\w{4}[\w*]*", key)}
 
 
 def parameters_of(

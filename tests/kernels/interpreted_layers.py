@@ -12,6 +12,7 @@ from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
 from kernel_checks import kernels_called
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils.flop_counter import FlopCounterMode
 
 from esc_arch.archs import ESC
 from esc_arch.archs.conv_attn import ConvAttn
@@ -24,6 +25,8 @@ from esc_arch.kernels.gpu.triton_conv_attn import (
     triton_conv_attn_backward,
 )
 from esc_arch.kernels.gpu.triton_conv_ffn import triton_conv_ffn, triton_conv_ffn_backward
+from esc_arch.kernels.gpu.window_attention import triton_window_attention
+from esc_arch.ops.attention import attend_in_windows, naive
 from esc_arch.ops.convolutions import conv_ffn_of_weights
 
 # Errors that are small whatever torch's own are: some units in the last place. The interpreter cuts
@@ -219,6 +222,32 @@ def test_training_with_autocast_runs_through_the_kernels() -> None:
     for value, right in zip(ours, exact, strict=True):
         assert value.dtype == torch.float32
         assert (value - right).norm() <= 0.06 * right.norm() + 1e-6
+
+
+def test_torchs_counter_counts_the_kernels_as_their_formulas() -> None:
+    def attend(*args: Tensor) -> Tensor:
+        return triton_window_attention(*args, 4)[0]
+
+    def attend_as_written(*args: Tensor) -> Tensor:
+        return attend_in_windows(naive, *args, 4)
+
+    def count(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[int, int]:
+        leaves = [x.float().requires_grad_() for x in inputs]
+        with FlopCounterMode(display=False) as forward:
+            out = function(*leaves)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(out.sum(), leaves)
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    for kernel, formula, inputs in (
+        (attend, attend_as_written, random(*3 * [(2, 6, 5, 7)], (2, 49))),
+        (triton_conv_ffn, conv_ffn_of_weights, conv_ffn_inputs(2, 5, 7, 3, 5, 4)),
+        (triton_conv_attn, conv_attn_formula, conv_attn_inputs(2, 6, 4, 5, 3)),
+    ):
+        forward, backward = count(kernel, inputs)
+        # Of grouped convolutions torch counts too much in the backward.
+        assert forward == count(formula, inputs)[0]
+        assert backward == 2 * forward > 0
 
 
 @pytest.mark.skipif(

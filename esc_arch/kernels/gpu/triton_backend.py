@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esc_arch.kernels import choose
+from esc_arch.kernels import choose, counts
 from esc_arch.kernels.gpu import launches
 from esc_arch.kernels.gpu.launches import DTYPES
 from esc_arch.kernels.gpu.triton_conv_attn import (
@@ -122,3 +122,14 @@ for device in DEVICES:
         ("conv_attn", conv_attn, conv_attn_runs),
     ):
         choose.register(operation, device, name="Triton", dtypes=DTYPES, takes=takes)(kernel)
+
+counts.register(
+    {
+        "triton_window_attention": counts.window_attention,
+        "triton_window_attention_backward": counts.window_attention_backward,
+        "triton_conv_ffn": counts.conv_ffn,
+        "triton_conv_ffn_backward": counts.conv_ffn_backward,
+        "triton_conv_attn": counts.rest_of_conv_attn,
+        "triton_conv_attn_backward": counts.rest_of_conv_attn_backward,
+    }
+)

@@ -46,7 +46,8 @@ PATCHES: dict[str, tuple[str, ...]] = {
 # so that nothing is imported before.
 MODELS: dict[str, tuple[str, ...]] = {
     "esc_arch.plugin.models.esc_model": ("ESCModel", "ESRModel"),
-    "esc_arch.plugin.models.real_hat_models": ("RealHATMSEModel", "RealHATGANModel"),
+    "esc_arch.plugin.models.real_hat_gan": ("RealHATGANModel",),
+    "esc_arch.plugin.models.real_hat_mse": ("RealHATMSEModel",),
 }
 DATA_SETS: dict[str, tuple[str, ...]] = {
     "esc_arch.plugin.data.downsample_dataset": ("DownsampleImageDataset",),

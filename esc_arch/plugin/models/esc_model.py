@@ -1,7 +1,6 @@
 """The model that trains and evaluates ESC."""
 
 import contextlib
-import math
 from collections import OrderedDict
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteSteps
 from esc_arch.plugin.models.optimizers import any_torch_optimizer
 from esc_arch.plugin.models.padded import PaddedEvaluation
+from esc_arch.plugin.models.steps import StepOptions
 
 AMP_DTYPES = {
     "none": None,
@@ -26,11 +26,9 @@ AMP_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# The authors halve `gradient_clip` from here on.
-GRADIENT_CLIP_HALVED = 50_000
 
 
-class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SRModel):
+class ESCModel(AveragedWeights, Checkpointing, StepOptions, FiniteSteps, PaddedEvaluation, SRModel):
     """BasicSR's SRModel with the evaluation of ESC and what training it needs today.
 
     Everything that SRModel does stays: losses, EMA, schedulers, validation on any number of
@@ -39,20 +37,15 @@ class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SR
     - `use_amp` (top level or under `train`): false (default), true or bfloat16, or float16, which
       adds gradient scaling. It holds for training; validation is always in full precision.
     - `compile` (top level or under `train`): true compiles the network for training.
-    - `train: grad_clip`: largest L2 norm of all gradients together; larger ones are scaled down.
-      `train: use_grad_clip: true`, as Restormer and NAFNet spell it, means 0.01.
+    - `train: grad_clip`, `gradient_clip` and `reset_momentum_iter`, see `StepOptions`.
     - `train: max_bad_steps`: a step whose loss or gradient is not finite is left out; after this
       many in a row (default 20) the run ends and says so.
     - `train: optim_g: type`: any optimizer of torch.optim.
-    - `train: gradient_clip: v`, of the authors' files: as `grad_clip: v`, and half of it after
-      iteration 50,000.
     - `train: accumulate_steps: n`: the images of an iteration are taken in n parts, one after the
       other; `batch_size_per_gpu` is that of a part. The gradients are those of the whole.
     - `train: wave_opt`: a further loss between output and GT, logged as `l_wave`.
     - `train: mesa_opt`: a loss between the output and the EMA network's output, from `start_ratio`
       (0.33) of `total_iter` on, logged as `l_mesa`; zero before.
-    - `train: reset_momentum_iter`: before this iteration, or each of these, the optimizer's
-      moments and step counts go back to zero.
     - `use_ema`, see `AveragedWeights`.
     - `val: tile`, see `PaddedEvaluation`.
     - `val: pbar`: the progress bar, which is on by default here.
@@ -94,27 +87,8 @@ class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SR
             self.device.type, enabled=self.amp_dtype == torch.float16
         )
 
-        self.grad_clip = train_opt.get("grad_clip")
-        if self.grad_clip is None and train_opt.get("use_grad_clip"):
-            self.grad_clip = 0.01
-        if self.grad_clip is not None and not (
-            type(self.grad_clip) in (int, float) and self.grad_clip > 0
-        ):
-            raise UserError(
-                f"train: grad_clip: {self.grad_clip!r}: must be a number above 0, or absent"
-            )
-
-        self.gradient_clip = train_opt.get("gradient_clip")
-        if self.gradient_clip is not None and not (
-            type(self.gradient_clip) in (int, float) and self.gradient_clip > 0
-        ):
-            raise UserError(
-                f"train: gradient_clip: {self.gradient_clip!r}: must be a number above 0, or absent"
-            )
+        self.read_step_options()
         self.accumulate_steps = train_opt.get("accumulate_steps", 1)
-        resets = train_opt.get("reset_momentum_iter")
-        self.momentum_resets = resets if isinstance(resets, list) else [resets]
-
         self.read_max_bad_steps()
         keep = opt["logger"].get("keep_checkpoints")
         if keep is not None and (type(keep) is not int or keep < 1):
@@ -146,12 +120,13 @@ class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SR
         Args:
             current_iter: Iteration, counted from 1.
         """
-        if current_iter in self.momentum_resets:
-            self.reset_momentum()
+        self.reset_momentum_if_due(current_iter)
         self.optimizer_g.zero_grad()
         losses, total = self._accumulate_gradients(current_iter)
         self.scaler.unscale_(self.optimizer_g)
-        norm = torch.nn.utils.clip_grad_norm_(self.net_g.parameters(), self._clip(current_iter))
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.net_g.parameters(), self.largest_norm(current_iter)
+        )
         self.log_dict = self.reduce_loss_dict(losses)
 
         is_finite = self.is_finite_everywhere(total + norm)
@@ -202,14 +177,6 @@ class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SR
         modules = {"l_pix": self.cri_pix, "l_wave": self.cri_wave, "l_mesa": self.cri_mesa}
         return getattr(modules.get(name), "reduction", "mean") == "sum"
 
-    def _clip(self, current_iter: int) -> float:
-        """The largest norm of all gradients."""
-        if self.grad_clip is not None:
-            return self.grad_clip
-        if self.gradient_clip is None:
-            return math.inf
-        return self.gradient_clip / 2 if current_iter > GRADIENT_CLIP_HALVED else self.gradient_clip
-
     def _read_mesa(self, mesa_opt: dict[str, Any]) -> None:
         self.cri_mesa = None
         if not mesa_opt:
@@ -225,13 +192,6 @@ class ESCModel(AveragedWeights, Checkpointing, FiniteSteps, PaddedEvaluation, SR
         with torch.no_grad():
             averaged = self.net_g_ema(self.lq)
         return self.cri_mesa(self.output, averaged)
-
-    def reset_momentum(self) -> None:
-        """Set the optimizer's moments and step counts back to zero."""
-        for state in self.optimizer_g.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
 
     def _forward_for_training(self) -> Tensor:
         try:

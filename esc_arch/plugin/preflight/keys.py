@@ -40,8 +40,8 @@ _ELSEWHERE = {
     "pretrain_model_g": "path: pretrain_network_g",
     "pretrain_model_d": "path: pretrain_network_d",
     "pretrained_model": "path: pretrain_network_g",
-    "clip_grad_norm": "train: grad_clip with ESCModel",
-    "gradient_clip": "train: grad_clip with ESCModel",
+    "clip_grad_norm": "train: grad_clip",
+    "gradient_clip": "train: grad_clip",
 }
 """What is called otherwise here; only where the file does not have that already."""
 
@@ -135,15 +135,22 @@ def _is_grave(path: Path, value: Any) -> bool:
 def _models_that_read(key: str, model: type) -> str:
     if key in ("type", "name") or not issubclass(model, BaseModel):
         return ""
+    models = {name.removesuffix("_basicsr"): c for name, c in MODEL_REGISTRY._obj_map.items()}
     names = [
-        name.removesuffix("_basicsr")
-        for name, other in MODEL_REGISTRY._obj_map.items()
+        name
+        for name, other in models.items()
         if inspect.isclass(other) and not issubclass(model, other) and key in words_of(other)
     ]
+    base = next((c for c in inspect.getmro(model) if c in models.values()), None)
+    for name in sorted(names):
+        other = models[name]
+        if other.__module__.startswith("esc_arch.") and base in other.__bases__:
+            return f"; write model_type: {name}, which does all that {base.__name__} does"
     # Of very many, none is the one that was meant.
     if not names or len(names) > 12:
         return ""
-    return f"; {', '.join(sorted(names)[:3])} read{'s' if len(names) == 1 else ''} it"
+    reads = "reads it" if len(names) == 1 else "read it: take one of them"
+    return f"; {', '.join(sorted(names)[:3])} {reads}, or leave it out"
 
 
 def check_paths(report: Report, model: type | None) -> None:

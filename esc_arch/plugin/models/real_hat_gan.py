@@ -1,29 +1,16 @@
-"""The two stages of ESC-Real under the names that the authors' option files use."""
+"""The second stage of ESC-Real under the name that the authors' option files use."""
 
 from typing import Any, ClassVar
 
 from basicsr.losses import gradient_penalty_loss
 from basicsr.models.realesrgan_model import RealESRGANModel
-from basicsr.models.realesrnet_model import RealESRNetModel
 
 from esc_arch.errors import UserError
 from esc_arch.plugin.models.averaged_weights import AveragedWeights
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteOptimizers
 from esc_arch.plugin.models.padded import PaddedEvaluation
-
-
-class RealHATMSEModel(
-    AveragedWeights, Checkpointing, FiniteOptimizers, PaddedEvaluation, RealESRNetModel
-):
-    """First stage: BasicSR's RealESRNetModel, evaluated on whole windows.
-
-    Beyond RealESRNetModel's options: `gt_usm` may be absent (false), and `use_ema`.
-    """
-
-    def __init__(self, opt: dict[str, Any]) -> None:
-        opt.setdefault("gt_usm", False)
-        super().__init__(opt)
+from esc_arch.plugin.models.steps import StepsOfBasicSR
 
 
 class GradientPenalty:
@@ -66,6 +53,7 @@ class GradientPenalty:
 class RealHATGANModel(
     AveragedWeights,
     Checkpointing,
+    StepsOfBasicSR,
     FiniteOptimizers,
     PaddedEvaluation,
     GradientPenalty,
@@ -74,7 +62,8 @@ class RealHATGANModel(
     """Second stage: BasicSR's RealESRGANModel, evaluated on whole windows.
 
     Beyond RealESRGANModel's options: `l1_gt_usm`, `percep_gt_usm` and `gan_gt_usm` may be absent
-    (true, true and false, as ESC-Real was trained), `use_ema`, and those of `GradientPenalty`.
+    (true, true and false, as ESC-Real was trained), `use_ema`, and those of `StepOptions` and
+    `GradientPenalty`.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:

@@ -11,7 +11,12 @@ import numpy as np
 
 from esc_arch.errors import UserError
 from esc_arch.inference.metadata import Metadata, resolution_chunk, upright_exif
-from esc_arch.inference.picture_files import Picture, vips_or_none
+from esc_arch.inference.picture_files import (
+    Picture,
+    first_line,
+    tells_of_memory,
+    vips_or_none,
+)
 from esc_arch.inference.png_chunks import ChunkWriter, icc_chunk, stored_png
 
 # Format -> what its files end in; the first is what results get.
@@ -173,9 +178,10 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
     except vips.Error as error:
         if failures:
             raise failures[0] from None
-        raise UserError(
-            f"cannot be encoded as {encoding.format.upper()}: {_reason(error)}"
-        ) from None
+        reason = first_line(error)
+        if tells_of_memory(reason):
+            raise MemoryError(reason) from None
+        raise UserError(f"cannot be encoded as {encoding.format.upper()}: {reason}") from None
 
 
 def _target(vips: Any, writer: Any, file: BinaryIO, failures: list[BaseException]) -> Any:
@@ -201,11 +207,6 @@ def _target(vips: Any, writer: Any, file: BinaryIO, failures: list[BaseException
     target.on_seek(guarded(file.seek, -1))
     target.on_read(guarded(file.read, b""))
     return target
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(getattr(error, "detail", error)).splitlines()]
-    return next((line for line in lines if line), "unknown reason")
 
 
 def _save_streamed(

@@ -92,6 +92,11 @@ class _LiveTensors(TorchDispatchMode):
         self.most = self._now = 0
         self._sizes: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch's compiler is imported, which takes 100 MB where memory is what is short.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:

@@ -4,7 +4,7 @@ import functools
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -328,19 +328,19 @@ def _check_range(shown: str, image: Any) -> None:
         )
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: Path, error: Exception) -> Exception:
+    reason = first_line(error)
+    if tells_of_memory(reason):
+        return MemoryError(reason)
+    return UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
+
+
+def tells_of_memory(reason: str) -> bool:
+    """Whether an error of libvips is for want of memory."""
+    return any(word in reason for word in ("out of memory", "allocate memory", "creating thread"))
+
+
+def first_line(error: Exception) -> str:
+    """What libvips says, of which the first line is the reason."""
     lines = [line.strip() for line in str(getattr(error, "detail", error)).splitlines()]
-    reason = next((line for line in lines if line), "") or "cannot be decoded"
-    return UserError(f"{printable(path)}: damaged, or not a picture: {printable(reason)}")
-
-
-def iterate_rows(source: Source, at_once: int) -> Iterator[np.ndarray]:
-    """All rows of a picture, in parts.
-
-    Args:
-        source: The picture.
-        at_once: Rows of a part.
-    """
-    rows = source.open_rows()
-    for start in range(0, source.height, at_once):
-        yield rows(min(at_once, source.height - start))
+    return printable(next((line for line in lines if line), "no reason is told"))

@@ -41,7 +41,7 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
             image = ImageOps.exif_transpose(image)
             modes = {(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}
             pixels = np.asarray(image.convert(modes[grey, alpha]))
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         # Pillow raises a different class for each kind of damage in each format.

@@ -309,7 +309,12 @@ class Upscaler:
             wide = width
         multiple = self.window_size
         pixels = -(-height // multiple) * -(-wide // multiple) * multiple**2
-        return pixels * MOST_BYTES_PER_PIXEL <= usable or pixels * self._bytes_per_pixel <= usable
+        if pixels * MOST_BYTES_PER_PIXEL <= usable:
+            return True
+        try:
+            return pixels * self._bytes_per_pixel <= usable
+        except (MemoryError, RuntimeError):  # Not even a small picture fits into what is left.
+            return False
 
     @cached_property
     def _usable_memory(self) -> float | None:

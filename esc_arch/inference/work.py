@@ -1,6 +1,8 @@
 """One picture from file to file, whole or not at all."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +21,18 @@ if TYPE_CHECKING:
     from esc_arch.inference.upscaler import Upscaler, Watch
 
 DEFAULT_LARGEST = 1000
+_NO_CONVOLUTION = "could not create a primitive"
 # What torch's allocator says, its convolutions, which get memory by themselves, and new threads.
 _OUT_OF_MEMORY = (
     "not enough memory",
     "can't allocate memory",
-    "could not create a primitive",
+    _NO_CONVOLUTION,
     "could not create a memory object",
     "can't start new thread",
 )
+# Where oneDNN, which computes torch's convolutions, has found no memory for new code, it makes none
+# in this thread ever after, whatever memory there is then: it keeps the error by thread.
+_this_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,11 @@ def read(job: Job, upscaler: "Upscaler", settings: Settings) -> Opened:
         UserError: One line: it is bad, larger than anybody is likely to mean, or its result would
             not fit the format.
     """
-    source = open_picture(job.source, settings.page)
     shown = printable(job.source)
+    try:
+        source = open_picture(job.source, settings.page)
+    except MemoryError as error:
+        raise TooLargeError(f"{shown}: no memory is left to open it") from error
     if source.width * source.height > settings.largest * 1_000_000:
         raise UserError(
             f"{shown}: {source.width} x {source.height} pixels are more than "
@@ -208,7 +217,11 @@ def smaller_if_needed(
     while True:
         try:
             with _memory(opened.job, opened.source):
-                result = attempt(tile)
+                if getattr(_this_thread, "makes_no_convolutions", False):
+                    with ThreadPoolExecutor(1) as another_thread:
+                        result = another_thread.submit(attempt, tile).result()
+                else:
+                    result = attempt(tile)
         except TooLargeError:
             tile = upscaler.smaller_tile(opened.source.height, opened.source.width, tile)
             if tile is None:
@@ -278,6 +291,8 @@ def _memory(job: Job, source: Source) -> Iterator[None]:
         # What torch raises for the CPU's memory has no class of its own.
         if not any(reason in str(error) for reason in _OUT_OF_MEMORY):
             raise
+        if _NO_CONVOLUTION in str(error):
+            _this_thread.makes_no_convolutions = True
         raise _too_large(job, source) from error
 
 

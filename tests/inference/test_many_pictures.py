@@ -316,15 +316,54 @@ for more in range(200, 3000, 100):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory")
-def test_where_memory_runs_out_all_the_same_smaller_tiles_are_tried(folder, model):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_where_memory_runs_out_all_the_same_smaller_tiles_are_tried(threads, folder, model):
     Image.effect_noise((1000, 1000), 50).convert("RGB").save("large.png")
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(model)]
     # Each thread's own arena would take 64 MB of the addresses that are limited here.
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "since the memory was used up" in result.stdout
     assert read_picture("large_x2.png").pixels.shape == (2000, 2000, 3)
+
+
+OUT_OF_MEMORY_ONCE = """
+import resource, sys
+from pathlib import Path
+import esc_arch
+from esc_arch.inference.work import Job, TooLargeError, run_job
+
+upscaler = esc_arch.load(sys.argv[1], "cpu")
+run_job(Job(Path("in/00.png"), Path("first.png")), upscaler)
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+# With this much, convolutions may find no memory for their code and not only none for numbers.
+failed = 0
+for more in range(20, 200, 30):
+    resource.setrlimit(resource.RLIMIT_AS, (now + more * 1_000_000, resource.RLIM_INFINITY))
+    try:
+        run_job(Job(Path("large.png"), Path("little.png")), upscaler)
+        break
+    except TooLargeError:
+        failed += 1
+assert failed > 0
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for number in range(2):
+    print(run_job(Job(Path("large.png"), Path(f"large{number}.png")), upscaler).notes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_process_whose_memory_was_used_up_goes_on_once_there_is_more(threads, folder, model):
+    Image.effect_noise((1000, 1000), 50).convert("RGB").save("large.png")
+    command = [sys.executable, "-c", OUT_OF_MEMORY_ONCE, str(model)]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "[]\n[]\n"
+    assert read_picture("large1.png").pixels.shape == (2000, 2000, 3)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status")

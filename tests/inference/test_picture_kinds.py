@@ -12,7 +12,7 @@ from PIL import Image
 
 from esc_arch.errors import UserError
 from esc_arch.inference.encoding import Encoding, encode
-from esc_arch.inference.picture_files import Picture, iterate_rows, open_picture, read_picture
+from esc_arch.inference.picture_files import Picture, open_picture, read_picture
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -32,7 +32,8 @@ def check(path: Path, expected: np.ndarray) -> None:
     pixels = read_picture(path).pixels
     assert pixels.dtype == expected.dtype and pixels.shape == expected.shape
     assert np.array_equal(pixels, expected)
-    parts = [part for part in iterate_rows(open_picture(path), 10)]
+    rows, height = open_picture(path).open_rows(), len(expected)
+    parts = [rows(min(10, height - start)) for start in range(0, height, 10)]
     assert len(parts) > 1 and np.array_equal(np.concatenate(parts), expected)
 
 

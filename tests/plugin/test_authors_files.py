@@ -1,6 +1,7 @@
 """Files in the form of the authors' repository: each runs two iterations, or on two images."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,41 @@ from esc_arch.plugin.preflight import check_options
 
 FILES = dict(all_files())
 HAS_PEERS = importlib.util.find_spec("spandrel_extra_arches") is not None
+PAGE = Path(__file__).parents[2] / "docs" / "authors_files.md"
+ROW = re.compile(r"^\| `(\w+)` \| `(\w+)`; (.+?) \| (.+) \|$", re.MULTILINE)
 
 
-def test_each_training_and_test_of_the_authors_is_there() -> None:
+def rows() -> dict[str, tuple[str, list[str], str]]:
+    """Of the page's table by file: model type, networks, and what happens."""
+    found = ROW.findall(PAGE.read_text(encoding="utf-8"))
+    return {file: (model, re.findall(r"`(\w+)`", nets), here) for file, model, nets, here in found}
+
+
+def test_the_page_has_a_row_for_each_training_and_test_of_the_authors() -> None:
+    table = rows()
+    assert set(table) == set(FILES)
+    for name, options in FILES.items():
+        networks = [options[key]["type"] for key in ("network_g", "network_d") if key in options]
+        assert table[name][:2] == (options["model_type"], networks)
+        assert table[name][2].startswith(("runs", "refused in one line"))
+
+
+def test_the_trainings_and_tests_are_those_of_the_released_networks_and_the_peers() -> None:
     kinds = ("ESC", "ESC_light", "ESC_FP", "ESC_DFLIP")
-    names = {f"{mode}_{kind}_x{s}" for mode in ("train", "test") for kind in kinds for s in (2, 3)}
-    names |= {f"test_{peer}_DFLIP_x4" for peer in ("ATD", "HiT_SRF", "SRFormer")}
-    names |= {f"train_ESC_Real_x4_{stage}" for stage in ("MSE", "GAN")}
-    assert names <= set(FILES)
-    assert len(FILES) >= 39
-    assert {options["model_type"] for options in FILES.values()} == {
-        "ESRModel",
-        "RealHATMSEModel",
-        "RealHATGANModel",
-    }
+    both = ("train", "test")
+    names = {f"{mode}_{kind}_x{s}" for mode in both for kind in kinds for s in (2, 3, 4)}
+    names |= {f"train_ESC_XL_DF2K_x{s}_{stage}" for s in (2, 3, 4) for stage in ("PT", "FT")}
+    names |= {f"test_ESC_XL_DF2K_x{s}" for s in (2, 3, 4)}
+    names |= {f"{mode}_ESC_Real_x4_{stage}" for mode in both for stage in ("MSE", "GAN")}
+    names |= {f"{mode}_ESC_FlashBias_x2" for mode in both} | {"test_ESC_Real_FlashBias_x4_GAN"}
+    peers = ("ATD", "HiT_SRF", "SRFormer")
+    names |= {f"test_{peer}_DFLIP_x{s}" for peer in peers for s in (2, 3, 4)}
+    assert set(FILES) == names
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_the_authors_runs_or_is_refused_in_one_line(
+def test_a_file_of_the_authors_does_what_the_page_says(
     name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -44,8 +61,8 @@ def test_a_file_of_the_authors_runs_or_is_refused_in_one_line(
     path, options = tmp_path / f"{name}.yml", FILES[name]
     path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
     is_train = name.startswith("train_")
-    is_peer = options["network_g"]["type"] in ("ATD", "HiT_SRF", "SRFormer")
-    refused = options["network_g"]["type"] == "HiT_SRF" or (is_peer and not HAS_PEERS)
+    here = rows()[name][2]
+    refused = here.startswith("refused") or ("`peers`" in here and not HAS_PEERS)
     entries = make_data(options, tmp_path)
     if not refused:
         write_checkpoints(options, entries)

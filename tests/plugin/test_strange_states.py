@@ -150,7 +150,18 @@ POOL = {"queue_lr": torch.rand(4, 3, 8, 8), "queue_gt": torch.rand(4, 3, 32, 32)
         {"queue_ptr": 3},
         {"queue_ptr": "2"},
     ],
-    ids=str,
+    ids=[
+        "short",
+        "sparse",
+        "integers",
+        "one",
+        "text",
+        "none",
+        "before",
+        "behind",
+        "no multiple",
+        "a word",
+    ],
 )
 def test_a_pool_of_other_pairs_is_not_taken(change: dict[str, Any], tmp_path: Path):
     model = SimpleNamespace(

@@ -10,7 +10,8 @@ Three parts, printed one after another:
 - kernels: the shipped weights on the same pictures, each commit's float32 against the formulas in
   float64. Where the files differ by a level, it is by the order of sums in the kernels.
 - time: COUNT pictures of 480x320 with a tiny ESC, so that the pictures count and not the network,
-  by both in turns. CPU seconds of the whole process, since other processes may take its cores.
+  or with `--shipped` the weights that ship, by both in turns. CPU seconds of the whole process,
+  since other processes may take its cores.
 """
 
 import argparse
@@ -136,7 +137,7 @@ def to_levels(values: np.ndarray) -> np.ndarray:
     return np.round(values.clip(0, 1) * 255).astype(np.uint8)
 
 
-def compare_time(older: str, count: int, rounds: int, place: Path) -> None:
+def compare_time(older: str, count: int, rounds: int, shipped: bool, place: Path) -> None:
     """Many small pictures by the command, in turns."""
     pictures = place / "pictures"
     pictures.mkdir()
@@ -153,8 +154,8 @@ def compare_time(older: str, count: int, rounds: int, place: Path) -> None:
     for turn in range(rounds):
         for name, python in (("older", older), ("newer", sys.executable)):
             command = Path(python).with_name("basicsr")
-            arguments = ["upscale", pictures, "-o", place / f"{name}{turn}", "--model"]
-            arguments += [place / "tiny.pth", "--device", "cpu"]
+            arguments = ["upscale", pictures, "-o", place / f"{name}{turn}", "--device", "cpu"]
+            arguments += [] if shipped else ["--model", place / "tiny.pth"]
             before = os.times()
             run = subprocess.run([command, *arguments], check=True, capture_output=True, text=True)
             after = os.times()
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="plain PNG")
     parser.add_argument("--count", type=int, default=200, help="pictures of 480x320 (default: 200)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--shipped", action="store_true", help="time the weights that ship")
     parts = ("files", "kernels", "time")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
@@ -182,7 +184,7 @@ def main() -> None:
         if "kernels" in args.parts:
             compare_kernels(args.older, args.folder, Path(name))
         if "time" in args.parts:
-            compare_time(args.older, args.count, args.rounds, Path(name))
+            compare_time(args.older, args.count, args.rounds, args.shipped, Path(name))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """traiNNer-redux's and neosr's names for networks of the ESC family, with their defaults."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -12,44 +14,32 @@ from esc_arch.archs.escrealm import ESCRealM, one_scale
 from esc_arch.errors import UserError
 
 
-def escrealm(
-    dim: int = 64,
-    pdim: int = 16,
-    n_blocks: int = 10,
-    num_heads: int = 4,
-    upsampler: str = "transpose+conv",
-    scale: int | None = None,
-    upscaling_factor: int | None = None,
-    kernel_size: int = 13,
-    conv_blocks: int = 5,
-    window_size: int = 32,
-    exp_ratio: float = 2,
-    attn_type: str = "Auto",
-    mid_dim: int = 64,
-    unshuffle_mod: bool = False,
-) -> ESCRealM:
-    """traiNNer-redux's `escrealm`; the options are those of `ESCRealM`."""
-    return ESCRealM(**locals())
+def with_defaults(
+    network: Callable[..., nn.Module], name: str, description: str, **defaults: Any
+) -> Callable[..., nn.Module]:
+    """A network under another name: the same options in the same order, some other defaults.
 
+    Args:
+        network: The network.
+        name: Its other name.
+        description: Its docstring.
+        **defaults: Those that differ.
+    """
+    signature = inspect.signature(network)
+    parameters = [
+        each.replace(default=defaults.get(each.name, each.default))
+        for each in signature.parameters.values()
+    ]
 
-def escrealm_xl(
-    dim: int = 128,
-    pdim: int = 32,
-    n_blocks: int = 16,
-    num_heads: int = 8,
-    upsampler: str = "pixelshuffle",
-    scale: int | None = None,
-    upscaling_factor: int | None = None,
-    kernel_size: int = 13,
-    conv_blocks: int = 5,
-    window_size: int = 32,
-    exp_ratio: float = 2,
-    attn_type: str = "Auto",
-    mid_dim: int = 64,
-    unshuffle_mod: bool = False,
-) -> ESCRealM:
-    """traiNNer-redux's `escrealm_xl`; the options are those of `ESCRealM`."""
-    return ESCRealM(**locals())
+    def build(*args: Any, **options: Any) -> nn.Module:
+        bound = build.__signature__.bind(*args, **options)
+        bound.apply_defaults()
+        return network(**bound.arguments)
+
+    build.__signature__ = signature.replace(parameters=parameters)
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = description
+    return build
 
 
 def esc(
@@ -107,68 +97,41 @@ def esc(
     return ESCRealM(upsampler="up+conv+conv", **options)
 
 
-def esc_light(
-    dim: int = 64,
-    pdim: int = 16,
-    kernel_size: int = 13,
-    n_blocks: int = 3,
-    conv_blocks: int = 5,
-    window_size: int = 32,
-    num_heads: int = 4,
-    upscaling_factor: int | None = None,
-    exp_ratio: float = 1.25,
-    attn_type: str = "Auto",
-    is_fp: bool = False,
-    use_dysample: bool = True,
-    realsr: bool = True,
-    scale: int | None = None,
-) -> nn.Module:
-    """neosr's `esc_light`: `esc` with fewer blocks."""
-    return esc(**locals())
-
-
-def esc_large(
-    dim: int = 64,
-    pdim: int = 16,
-    kernel_size: int = 13,
-    n_blocks: int = 10,
-    conv_blocks: int = 5,
-    window_size: int = 32,
-    num_heads: int = 4,
-    upscaling_factor: int | None = None,
-    exp_ratio: float = 2.0,
-    attn_type: str = "Auto",
-    is_fp: bool = False,
-    use_dysample: bool = True,
-    realsr: bool = True,
-    scale: int | None = None,
-) -> nn.Module:
-    """neosr's `esc_large`: `esc` with more blocks and wider ConvFFN."""
-    return esc(**locals())
-
-
-def esc_fp(
-    dim: int = 48,
-    pdim: int = 16,
-    kernel_size: int = 13,
-    n_blocks: int = 5,
-    conv_blocks: int = 5,
-    window_size: int = 32,
-    num_heads: int = 3,
-    upscaling_factor: int | None = None,
-    exp_ratio: float = 1.25,
-    attn_type: str = "Auto",
-    is_fp: bool = True,
-    use_dysample: bool = True,
-    realsr: bool = False,
-    scale: int | None = None,
-) -> nn.Module:
-    """neosr's `esc_fp`: `esc` with few parameters, which works with `use_dysample: false` alone."""
-    return esc(**locals())
-
+escrealm = with_defaults(
+    ESCRealM, "escrealm", "traiNNer-redux's `escrealm`; the options are those of `ESCRealM`."
+)
+escrealm_xl = with_defaults(
+    ESCRealM,
+    "escrealm_xl",
+    "traiNNer-redux's `escrealm_xl`; the options are those of `ESCRealM`.",
+    dim=128,
+    pdim=32,
+    n_blocks=16,
+    num_heads=8,
+    upsampler="pixelshuffle",
+)
+esc_light = with_defaults(
+    esc, "esc_light", "neosr's `esc_light`: `esc` with fewer blocks.", n_blocks=3
+)
+esc_large = with_defaults(
+    esc,
+    "esc_large",
+    "neosr's `esc_large`: `esc` with more blocks and wider ConvFFN.",
+    n_blocks=10,
+    exp_ratio=2.0,
+)
+esc_fp = with_defaults(
+    esc,
+    "esc_fp",
+    "neosr's `esc_fp`: few parameters; it works with `use_dysample: false` alone.",
+    dim=48,
+    num_heads=3,
+    is_fp=True,
+    realsr=False,
+)
 
 # What an option file's `type` names beside the networks themselves.
 FOREIGN_NAMES = {
-    function.__name__: function
-    for function in (escrealm, escrealm_xl, esc, esc_light, esc_large, esc_fp)
+    network.__name__: network
+    for network in (escrealm, escrealm_xl, esc, esc_light, esc_large, esc_fp)
 }

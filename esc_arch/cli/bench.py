@@ -22,7 +22,11 @@ BASELINE = "SwinIR_light"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `basicsr bench` and of `basicsr bench train`."""
     parser.set_defaults(mode=None)
-    _add_models(parser, DEFAULT_MODELS)
+    _add_models(
+        parser,
+        DEFAULT_MODELS,
+        " Ours run in other runtimes on the CPU as ESC:onnx (ONNX Runtime) and ESC:openvino.",
+    )
     parser.add_argument(
         "--size",
         nargs="+",
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return _train(args) if args.mode == "train" else _networks(args)
 
 
-def _add_models(parser: argparse.ArgumentParser, models: list[str]) -> None:
+def _add_models(parser: argparse.ArgumentParser, models: list[str], more: str = "") -> None:
     parser.add_argument(
         "--models",
         nargs="+",
@@ -71,7 +75,7 @@ def _add_models(parser: argparse.ArgumentParser, models: list[str]) -> None:
         metavar="MODEL",
         help="what to compare: names of published networks, of any registered network, or option "
         "files; each may be followed by :ATTN_TYPE, :DTYPE and :compile, as in ESC:Naive or "
-        f"ESC:bfloat16:compile (default: {' '.join(models)})",
+        f"ESC:bfloat16:compile.{more} (default: {' '.join(models)})",
     )
     parser.add_argument(
         "--attn-type",
@@ -159,10 +163,14 @@ def _networks(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from esc_arch.errors import UserError
     from esc_arch.study.speed.jobs import TrainingJob
     from esc_arch.study.speed.results import add_speedups, timing_columns
 
     contenders = _contenders(args)
+    for text, contender in zip(args.models, contenders, strict=True):
+        if contender.runtime is not None:
+            raise UserError(f"--models {text}: {contender.runtime} trains nothing")
     facts = describe_run(args.device, args.threads)
     jobs = [TrainingJob(one, args.scale, args.batch, args.patch, args.device) for one in contenders]
     rows = [

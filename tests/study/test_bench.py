@@ -15,6 +15,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 import esc_arch
+from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.plugin import peers
 from esc_arch.study.complexity import count_parameters
@@ -277,3 +278,37 @@ def test_the_gpu_script_runs_all_kinds_of_steps_on_the_cpu(tmp_path):
         cannot_run = {row.get("backend") for row in rows if row["note"]}
         assert rows and cannot_run <= {"plain-flash-attn"}, name
     assert "FAILED" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_other_runtimes_compute_the_same_network(runtime, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip({"onnx": "onnxruntime"}.get(runtime, runtime))
+    file = str(tiny_option_file(tmp_path / "tiny.yml"))
+    theirs = NetworkJob(parse_contender(f"{file}:{runtime}"), 2, 16, 8, 1, "cpu")
+    ours = NetworkJob(parse_contender(file), 2, 16, 8, 1, "cpu")
+    assert theirs.contender.label == f"tiny:{runtime}"
+    found, expected = (job.prepare() for job in (theirs, ours))
+    assert found.facts == expected.facts
+    torch.testing.assert_close(found.run(), expected.run(), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="on the CPU only"):
+        NetworkJob(theirs.contender, 2, 16, 8, 1, "cuda").prepare()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("ESC:Naive:onnx", "no attn_type, dtype or compile"),
+        ("ESC:openvino:bfloat16", "no attn_type, dtype or compile"),
+        ("SwinIR_light:onnx", "SwinIR is not exported"),
+        ("ESC:tensorrt", "nor a runtime"),
+    ],
+)
+def test_rows_that_no_runtime_runs_are_refused(text, match):
+    with pytest.raises(UserError, match=match):
+        parse_contender(text)
+
+
+def test_runtimes_do_not_train(capsys):
+    assert main(["bench", "train", "--device", "cpu", "--models", "ESC_light:onnx"]) == 2
+    assert "onnx trains nothing" in capsys.readouterr().err

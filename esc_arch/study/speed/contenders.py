@@ -13,6 +13,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from esc_arch.archs import NETWORKS
 from esc_arch.errors import UserError
 from esc_arch.kernels import choose
 from esc_arch.ops.attention import ATTN_TYPES, canonical_attn_type
@@ -63,6 +64,8 @@ PEERS: dict[str, dict[str, Any]] = {
     "PLKSR": dict(type="PLKSR", ccm_type="DCCM"),
     "SRFormer_light": dict(type="SRFormer", window_size=16, **_SWIN_LIGHT),
 }
+# What may run a network in the place of PyTorch; `ESC:onnx` is ONNX Runtime.
+RUNTIMES = ("onnx", "openvino")
 NAMED = (*FAMILY, "ESC_FlashBias", *PEERS)
 
 # Networks that need whole windows and do not pad by themselves; BasicSR's models do it for them.
@@ -71,25 +74,28 @@ PADS_NOT = ("SwinIR",)
 
 @dataclass(frozen=True)
 class Contender:
-    """One row: a network and how to run it, written NAME[:attn_type][:dtype][:compile].
+    """One row: a network and how to run it, written NAME[:attn_type][:dtype][:compile|runtime].
 
     Attributes:
         name: One of `NAMED`, a registered network, or an option file.
         attn_type: Attention backend, for networks that have one; None leaves it as it is.
         dtype: A key of `DTYPES`.
         compile: Whether torch.compile compiles it.
+        runtime: One of `RUNTIMES` in the place of PyTorch, in float32 on the CPU.
     """
 
     name: str
     attn_type: str | None = None
     dtype: str = "float32"
     compile: bool = False
+    runtime: str | None = None
 
     @property
     def label(self) -> str:
         """What the row is called."""
         name = Path(self.name).stem if _is_option_file(self.name) else self.name
-        parts = [name, self.attn_type, self.dtype if self.dtype != "float32" else None]
+        dtype = self.dtype if self.dtype != "float32" else None
+        parts = [name, self.attn_type, dtype, self.runtime]
         return ":".join([p for p in parts if p] + (["compile"] if self.compile else []))
 
     @property
@@ -161,7 +167,7 @@ def parse_contender(
     """Read what the user wrote for one row.
 
     Args:
-        text: NAME[:attn_type][:dtype][:compile].
+        text: NAME[:attn_type][:dtype][:compile], or NAME:onnx, NAME:openvino.
         attn_type: Backend where the text names none; networks without attn_type do without.
         dtype: Type where the text names none.
         compile_network: Whether to compile where the text does not say.
@@ -182,6 +188,8 @@ def parse_contender(
         hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(NAMED)}"
         raise UserError(f"--models {text}: no such network or option file (.yml): {hint}")
     _block(name)
+    if any(part in RUNTIMES for part in parts):
+        return _in_runtime(text, name, parts, dtype, compile_network)
     contender = Contender(name, None, dtype, compile_network)
     for part in parts:
         if part in DTYPES:
@@ -193,13 +201,30 @@ def parse_contender(
         else:
             raise UserError(
                 f"--models {text}: '{part}' is neither an attn_type ({', '.join(ATTN_TYPES)}), "
-                f"nor a dtype ({', '.join(DTYPES)}), nor 'compile'"
+                f"nor a dtype ({', '.join(DTYPES)}), nor 'compile', nor a runtime "
+                f"({', '.join(RUNTIMES)})"
             )
     if contender.attn_type is not None and not contender.has_attn_type:
         raise UserError(f"--models {text}: {contender.name} has no attn_type")
     if contender.attn_type is None and attn_type is not None and contender.has_attn_type:
         contender = dataclasses.replace(contender, attn_type=canonical_attn_type(attn_type))
     return contender
+
+
+def _in_runtime(
+    text: str, name: str, parts: list[str], dtype: str, compile_network: bool
+) -> Contender:
+    if len(parts) > 1 or dtype != "float32" or compile_network:
+        raise UserError(
+            f"--models {text}: '{parts[-1]}' runs what is exported in float32: no attn_type, dtype "
+            "or compile goes with it"
+        )
+    network = _block(name)["type"]
+    if network not in NETWORKS:
+        raise UserError(
+            f"--models {text}: {network} is not exported; one of {', '.join(NETWORKS)} is needed"
+        )
+    return Contender(name, runtime=parts[0])
 
 
 @functools.cache

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esc_arch.errors import UserError
 from esc_arch.inference.replays import Replays
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.study.complexity import count_parameters
 from esc_arch.study.speed.contenders import DTYPES, Contender
 from esc_arch.study.speed.measure import Prepared
+from esc_arch.study.speed.runtimes import in_runtime
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class NetworkJob:
         """Build the network and an input, in the row's type or, where that fails, autocast."""
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(self.batch, 3, self.height, self.width, generator=generator)
+        if self.contender.runtime is not None:
+            return self._prepare_runtime(x)
         x = x.to(self.device, DTYPES[self.contender.dtype])
         network, precision = self.contender.build(self.scale).to(self.device), self.contender.dtype
         run = self._runner(network.to(x.dtype), x, autocast=None)
@@ -60,6 +64,13 @@ class NetworkJob:
                 run = self._runner(network, x, autocast=x.dtype)
         facts = {"precision": precision, "parameters": count_parameters(network)}
         return Prepared(run, facts)
+
+    def _prepare_runtime(self, x: Tensor) -> Prepared:
+        if self.device != "cpu":
+            raise UserError("is measured on the CPU only: --device cpu")
+        forward = in_runtime(self.contender, self.scale, tuple(x.shape))
+        parameters = count_parameters(self.contender.build(self.scale))
+        return Prepared(lambda: forward(x), {"precision": "float32", "parameters": parameters})
 
     def _runner(
         self, network: nn.Module, x: Tensor, autocast: torch.dtype | None

@@ -23,6 +23,7 @@ Row = dict[str, Any]
 # Columns that hold more than a table shows.
 ONLY_IN_JSON = ("seconds", "cpu_seconds")
 PACKAGES = ("esc-arch", "basicsr", "torch", "torchvision", "triton", "flash-attn", "spandrel")
+PACKAGES += ("onnxruntime", "openvino")
 
 
 def timing_columns(measurement: Measurement) -> Row:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from esc_arch.archs import NETWORKS
 from esc_arch.errors import UserError
 from esc_arch.ops.windows import pad_to_multiple
-from esc_arch.zoo.foreign import META, with_tables
+from esc_arch.zoo.foreign import with_tables
 from esc_arch.zoo.identify import identify
+from esc_arch.zoo.loaders import TYPES, network_type
 
 try:
     from spandrel import (
@@ -28,34 +29,6 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "spandrel":
         raise
     raise UserError("esc_arch.spandrel needs spandrel: pip install spandrel") from None
-
-# No other network has all of these.
-_KEYS = (
-    "blocks.0.attn.to_qkv.weight",
-    "blocks.0.convffns.0.dwc.weight",
-    "blocks.0.pconvs.0.aggr.weight",
-    "last.weight",
-)
-_BIASES = ("relative_position_bias", "rpe_bias", "flashbias_q")
-_TYPES = ("ESC", "ESCFP", "ESCReal", "ESCRealM")
-
-
-def network_type(state_dict: StateDict) -> str | None:
-    """The network of ours that a state dict belongs to, by its keys; None for those of others."""
-    if not all(key in state_dict for key in _KEYS):
-        return None
-    if not any(f"blocks.0.attn.{bias}" in state_dict for bias in _BIASES):
-        return None
-    if "lk_channel" in state_dict:
-        return "ESCFP"
-    if "plk_filter" not in state_dict:
-        return None
-    if not any(key.startswith("skip.") for key in state_dict):
-        return "ESC" if "to_img.weight" in state_dict else None
-    places = {key.split(".")[1] for key in state_dict if key.startswith("to_img.")}
-    places.discard(META.split(".")[1])
-    own = places in ({"1", "4", "6", "8"}, {"offset", "scope", "init_pos", "end_conv"})
-    return "ESCReal" if own else "ESCRealM"
 
 
 class ESCArchitecture(Architecture[nn.Module]):
@@ -117,5 +90,5 @@ def install(*, ignore_duplicates: bool = True) -> list[ArchSupport]:
     Returns:
         What was added.
     """
-    supports = [ArchSupport.from_architecture(ESCArchitecture(name)) for name in _TYPES]
+    supports = [ArchSupport.from_architecture(ESCArchitecture(name)) for name in TYPES]
     return MAIN_REGISTRY.add(*supports, ignore_duplicates=ignore_duplicates)

@@ -17,6 +17,7 @@ import esc_arch.spandrel as ours  # noqa: E402
 from esc_arch.inference.upscaler import Upscaler  # noqa: E402
 from esc_arch.zoo.catalogue import default_model  # noqa: E402
 from esc_arch.zoo.identify import build_on_meta  # noqa: E402
+from esc_arch.zoo.loaders import network_type  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 FILES = [
@@ -121,7 +122,7 @@ def test_networks_of_others_are_not_claimed():
     networks = others()
     assert len(networks) >= 30
     for name, network in networks.items():
-        assert ours.network_type(network.state_dict()) is None, name
+        assert network_type(network.state_dict()) is None, name
 
 
 def test_a_damaged_file_of_ours_is_told_by_what_it_lacks(tmp_path):

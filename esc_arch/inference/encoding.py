@@ -5,12 +5,13 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from esc_arch.errors import UserError
-from esc_arch.inference.metadata import Metadata, resolution_chunk, upright_exif
+from esc_arch.inference.metadata import Metadata, upright_exif
 from esc_arch.inference.picture_files import (
     Picture,
     first_line,
@@ -118,12 +119,7 @@ def save_rows(
         )
         _save(vips, image, file, metadata, encoding)
     else:
-        _save_streamed(vips, file, _chain(first, parts), shape, metadata, encoding)
-
-
-def _chain(first: np.ndarray, parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from parts
+        _save_streamed(vips, file, chain([first], parts), shape, metadata, encoding)
 
 
 def _format(pixels: np.ndarray) -> str:
@@ -151,13 +147,13 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
     writer: Any = file
     if encoding.format == "png":
         chunks = dict(metadata.colour_chunks)
-        if metadata.resolution is not None:
-            chunks[b"pHYs"] = resolution_chunk(metadata.resolution)
         if exif is not None:
             chunks[b"eXIf"] = exif
         if metadata.icc_profile is not None:
             chunks[b"iCCP"] = icc_chunk(metadata.icc_profile)
-        writer = ChunkWriter(file, chunks, dropped=(b"pHYs", b"eXIf", b"iCCP"))
+        # Where none is known libvips makes up a resolution.
+        unknown = (b"pHYs",) if metadata.resolution is None else ()
+        writer = ChunkWriter(file, chunks, dropped=(b"eXIf", b"iCCP", *unknown))
         # Paeth at level 6 makes files of the size of "all filters" in half the time.
         options = {"compression": 6, "filter": "paeth"}
     else:

@@ -1,6 +1,5 @@
 """What a picture carries beside its pixels, and what of it is kept in the upscaled one."""
 
-import struct
 import warnings
 from dataclasses import dataclass, field, replace
 
@@ -29,19 +28,6 @@ class Metadata:
     def stripped(self) -> "Metadata":
         """Only what says which colours the values mean."""
         return replace(self, exif=None, xmp=None, resolution=None)
-
-
-def resolution_chunk(resolution: tuple[float, float]) -> bytes:
-    """The body of PNG's pHYs."""
-    return struct.pack(">IIB", *(min(round(value * 1000), 2**31 - 1) for value in resolution), 1)
-
-
-def resolution_of_chunk(body: bytes) -> tuple[float, float] | None:
-    """What a pHYs says in pixels per millimetre; None where it only says how wide pixels are."""
-    if len(body) != 9 or body[8] != 1:
-        return None
-    across, down = struct.unpack(">II", body[:8])
-    return (across / 1000, down / 1000) if across and down else None
 
 
 def upright_exif(exif: bytes | None, width: int, height: int) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from esc_arch.errors import UserError, printable
-from esc_arch.inference.metadata import Metadata, resolution_of_chunk
+from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, SIGNATURE, icc_profile, read_chunks
 from esc_arch.inference.tiff_pages import full_pages, with_planes_in_tiles
 
@@ -189,7 +189,7 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
         dtype = np.dtype({"uchar": np.uint8, "ushort": np.uint16}[upright.format])
         width, height, channels = upright.width, upright.height, upright.bands
     except vips.Error as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
     def open_rows() -> Callable[[int], np.ndarray]:
         # Turning needs all of a picture; libvips then keeps large ones on disk.
@@ -198,7 +198,7 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
             fresh = convert(_load(vips, path, kind, {**options, "access": access}).autorot())
             region = vips.Region.new(fresh)
         except vips.Error as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
         done = 0
 
         def rows(count: int) -> np.ndarray:
@@ -209,7 +209,7 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
                 else:
                     content = region.fetch(0, done, width, count)
             except vips.Error as error:
-                raise _damaged(path, error) from None
+                raise damaged(path, error) from None
             done += count
             return np.frombuffer(content, dtype).reshape(count, width, channels)
 
@@ -253,9 +253,8 @@ def _metadata(image: Any, chunks: dict[bytes, bytes]) -> Metadata:
         return bytes(image.get(name)) if image.get_typeof(name) else None
 
     resolution = None
-    if b"pHYs" in chunks:
-        resolution = resolution_of_chunk(chunks[b"pHYs"])
-    elif image.get_typeof("resolution-unit"):
+    # PNG may say no more than how wide pixels are for their height.
+    if chunks.get(b"pHYs", b"").endswith(b"\1") or image.get_typeof("resolution-unit"):
         resolution = (image.xres, image.yres)
     profile = icc_profile(chunks[b"iCCP"]) if b"iCCP" in chunks else blob("icc-profile-data")
     return Metadata(
@@ -328,7 +327,8 @@ def _check_range(shown: str, image: Any) -> None:
         )
 
 
-def _damaged(path: Path, error: Exception) -> Exception:
+def damaged(path: Path, error: Exception) -> Exception:
+    """What to raise for what a library says of a file: its want of memory, or one line."""
     reason = first_line(error)
     if tells_of_memory(reason):
         return MemoryError(reason)
@@ -341,6 +341,6 @@ def tells_of_memory(reason: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What libvips says, of which the first line is the reason."""
+    """What libvips says, of which the first line is the reason; of others the class if nothing."""
     lines = [line.strip() for line in str(getattr(error, "detail", error)).splitlines()]
-    return printable(next((line for line in lines if line), "no reason is told"))
+    return printable(next((line for line in lines if line), type(error).__name__))

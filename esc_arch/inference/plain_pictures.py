@@ -10,7 +10,7 @@ import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.picture_files import Picture, Source, source_in_memory
+from esc_arch.inference.picture_files import Picture, Source, damaged, source_in_memory
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
 
 _told = False
@@ -45,8 +45,7 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
         raise
     except Exception as error:
         # Pillow raises a different class for each kind of damage in each format.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{shown}: damaged, or not a picture: {printable(reason)}") from None
+        raise damaged(path, error) from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if profile is not None and profile[16:20] != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
         profile = None

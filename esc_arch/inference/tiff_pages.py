@@ -63,14 +63,13 @@ def with_planes_in_tiles(vips: Any, path: Path, image: Any, page: int) -> Any:
             f"{printable(path)}: damaged, or separate planes that cannot be read: "
             f"{printable(reason)}"
         ) from None
-    pixels = np.ascontiguousarray(np.moveaxis(planes, 0, 2))
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    pixels = np.moveaxis(planes, 0, 2).astype(planes.dtype.newbyteorder("="))
     height, width, channels = pixels.shape
     result = vips.Image.new_from_memory(pixels.tobytes(), width, height, channels, image.format)
     result = result.copy(interpretation=image.interpretation, xres=image.xres, yres=image.yres)
     if extra[:1] == (_ASSOCIATED_ALPHA,) and image.format in ("uchar", "ushort"):
-        largest = 255 if image.format == "uchar" else 65535
-        result = result.unpremultiply(max_alpha=largest).rint().cast(image.format)
+        result = result.unpremultiply(max_alpha=np.iinfo(pixels.dtype).max).rint()
+        result = result.cast(image.format)
         result = result.copy(interpretation=image.interpretation)
     result = result.copy()
     for name in _FIELDS:

@@ -13,6 +13,7 @@ from PIL import Image
 from esc_arch.errors import UserError
 from esc_arch.inference.encoding import Encoding, encode
 from esc_arch.inference.picture_files import Picture, open_picture, read_picture
+from esc_arch.inference.png_chunks import chunk, read_chunks
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -282,3 +283,25 @@ def test_pictures_cut_anywhere_are_refused_in_one_line(form, tmp_path):
         with pytest.raises(UserError) as error:
             read_picture(tmp_path / "a")
         assert "\n" not in str(error.value) and str(error.value).startswith(f"{tmp_path / 'a'}: ")
+
+
+@pytest.mark.parametrize("dpi", [(300, 300), (72, 150), None])
+def test_the_resolution_of_a_png_stays_to_the_bit_and_none_is_made_up(dpi, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (5, 4)).save(path, **({"dpi": dpi} if dpi else {}))
+    (tmp_path / "b.png").write_bytes(encode(read_picture(path)))
+    chunks = []
+    for name in ("a.png", "b.png"):
+        with open(tmp_path / name, "rb") as file:
+            chunks.append(read_chunks(file).get(b"pHYs"))
+    assert chunks[0] == chunks[1] and (chunks[0] is not None) == (dpi is not None)
+
+
+def test_a_ratio_of_sides_is_no_resolution(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (5, 4)).save(path, dpi=(300, 300))
+    with open(path, "rb") as file:
+        body = read_chunks(file)[b"pHYs"]
+    ratio = struct.pack(">IIB", 2, 1, 0)
+    path.write_bytes(path.read_bytes().replace(chunk(b"pHYs", body), chunk(b"pHYs", ratio)))
+    assert read_picture(path).metadata.resolution is None

@@ -12,6 +12,7 @@ import yaml
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.plugin.models.durable import durable
+from esc_arch.plugin.preflight import check_options
 
 # isort: split
 # Importable only once esc_arch has mended it.
@@ -101,6 +102,23 @@ def test_moments_of_every_model_go_back_to_zero(name: str) -> None:
 def test_a_norm_that_cannot_be_is_refused_by_every_model(name: str, option: str) -> None:
     with pytest.raises(UserError, match=f"train: {option}: -1: must be a number above 0"):
         build(name, {"type": "SGD", "lr": 1.0}, **{option: -1})
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        ({"gradient_clip": 0}, "train:gradient_clip: must be a number above 0, not 0"),
+        ({"reset_momentum_iter": "soon"}, "train:reset_momentum_iter: must be an iteration, or a"),
+        ({"reset_momentum_iter": [3, -1]}, "must be an iteration, or a list of them"),
+    ],
+)
+def test_values_that_cannot_be_are_told_before_a_training(
+    option: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "real.yml"
+    opt = options("RealHATMSEModel", {"type": "Adam", "lr": 1e-3}, **option)
+    path.write_text(yaml.safe_dump({**opt, "name": "real"}), encoding="utf-8")
+    assert [line for line in check_options(path).errors if told in line]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -104,6 +104,13 @@ def span(value: Any) -> str | None:
     return None if right and value[0] <= value[1] else "must be two numbers, [low, high]"
 
 
+def iterations(value: Any) -> str | None:
+    """Rule: an iteration, a list of them, or none."""
+    values = value if isinstance(value, list | tuple) else [value]
+    right = value is None or not any(map(Whole(1), values))
+    return None if right else "must be an iteration, or a list of them"
+
+
 def one_of(*choices: Any) -> Rule:
     """Rule: one of some values."""
     wanted = "must be one of " + ", ".join("~" if c is None else str(c) for c in choices)
@@ -213,7 +220,9 @@ RULES: list[tuple[str, Rule]] = [
     ("train:scheduler:eta_min", number(0)),
     ("train:*_opt", or_null(section)),
     ("train:grad_clip", or_null(number(0, above=True))),
+    ("train:gradient_clip", or_null(number(0, above=True))),
     ("train:use_grad_clip", truth),
+    ("train:reset_momentum_iter", iterations),
     ("train:max_bad_steps", Whole(1)),
     ("use_amp", _PRECISION),
     ("train:use_amp", _PRECISION),

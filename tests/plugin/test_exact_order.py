@@ -1,8 +1,11 @@
 """Samples by their place in the run, and bad samples by their names."""
 
+import os
 import pickle
 import random
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +130,54 @@ def test_a_worker_hands_on_the_message_alone(broken_lmdb: Path, paired_data):
     with pytest.raises(UserError) as error:
         list(DataLoader(dataset, num_workers=1))
     assert "\n" not in str(error.value) and str(error.value).startswith("datasets: train: key")
+
+
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """Within it nothing is waited for."""
+
+    def give_up(number: int, frame: Any) -> None:
+        raise TimeoutError("it is read for ever")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 20, 1)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="pipes and alarms of POSIX")
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset"])
+@pytest.mark.parametrize("special", ["pipe", "device", "folder"])
+def test_a_pipe_or_device_in_place_of_an_image_is_not_read(
+    special: str, kind: str, tmp_path: Path, paired_data: Any, impatient: None
+):
+    shutil.copytree(paired_data.val_lq, tmp_path / "lq")
+    file = tmp_path / "lq" / "chelseax2.png"
+    file.unlink()
+    if special == "pipe":
+        os.mkfifo(file)
+    elif special == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    (tmp_path / "list.txt").write_text("chelsea.png\nchelseax2.png\n")
+    opt = {
+        "name": "odd",
+        "phase": "val",
+        "type": kind,
+        "scale": 2,
+        "dataroot_lq": str(tmp_path / "lq"),
+        "io_backend": {"type": "disk"},
+        "meta_info_file": str(tmp_path / "list.txt"),
+        "filename_tmpl": "{}x2",
+    }
+    if kind == "PairedImageDataset":
+        opt["dataroot_gt"] = str(paired_data.val_gt)
+    data = GuardedDataset(build_dataset(opt), opt)
+    index = 0 if kind == "PairedImageDataset" else 1
+    with pytest.raises(BadSampleError, match="chelseax2.png: is a folder, a pipe or a device"):
+        data[index]
 
 
 def test_the_next_sample_takes_the_place_of_a_skipped_one(broken_lmdb: Path, paired_data, caplog):

@@ -244,6 +244,13 @@ def has_a_pipe_for_a_picture(place: Place, data: Any) -> dict[str, Any]:
     return {**weights(place), "datasets:test_1:dataroot_lq": str(folder)}
 
 
+def has_a_pipe_behind_a_list(place: Place, data: Any) -> dict[str, Any]:
+    # Pictures of a list are not asked for in pairs.
+    (place.evil / "list.txt").write_text("coffee.png\nchelsea.png\n")
+    options = has_a_pipe_for_a_picture(place, data)
+    return {**options, "datasets:test_1:meta_info_file": str(place.evil / "list.txt")}
+
+
 def has_a_device_for_a_picture(place: Place, data: Any) -> dict[str, Any]:
     folder = place.evil / "pictures"
     shutil.copytree(data.val_lq, folder)
@@ -286,6 +293,7 @@ ATTEMPTS: dict[Callable[..., dict[str, Any]], tuple[str, ...]] = {
     is_a_bomb_of_a_zip: ("unpack to",),
     formats_names_of_gigabytes: ("filename_tmpl",),
     has_a_pipe_for_a_picture: ("chelseax2.png",),
+    has_a_pipe_behind_a_list: ("chelseax2.png or its partner in dataroot_gt is not a picture",),
     has_a_device_for_a_picture: ("chelseax2.png",),
     has_a_pipe_for_weights: ("is a pipe",),
     forges_lines_by_its_name: ("name",),

@@ -192,6 +192,8 @@ class GuardedDataset(Dataset):
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:
+                if candidate not in self._looked_at:
+                    self._refuse_what_may_not_end(candidate)
                 sample = self.dataset[candidate]
                 if candidate not in self._looked_at:
                     self._look_at_files(candidate)
@@ -207,25 +209,35 @@ class GuardedDataset(Dataset):
                 get_root_logger().warning(f"{message}; skipped, the next one is taken")
         raise BadSampleError(f"{self.section}: not one of {len(self)} samples can be read")
 
+    def _refuse_what_may_not_end(self, index: int) -> None:
+        """Refuse a pipe or a device in place of an image's file."""
+        for side, path in self._files(index).items():
+            if not self._is_key(side) and _may_not_end(path):
+                raise ValueError(_NO_FILE)
+
+    def _is_key(self, side: str) -> bool:
+        return str(self.roots[side] or "").endswith(".lmdb")
+
+    def _files(self, index: int) -> dict[str, str]:
+        """Path, or key in an LMDB, of each side of a sample, as far as the data set tells."""
+        paths = getattr(self.dataset, "paths", None)
+        entry = paths[index] if paths is not None else {}
+        if not isinstance(entry, dict):
+            entry = {"gt_path": entry}
+        found = {side: entry.get(f"{side}_path") for side in ("gt", "lq")}
+        return {side: path for side, path in found.items() if isinstance(path, str)}
+
     def _look_at_files(self, index: int) -> None:
         """Refuse a pair that does not fit as it is stored, once.
 
         OpenCV turns a picture as its EXIF orientation says, and BasicSR cuts a GT image that is
         too large for its LQ without a word, which both hide that the two do not show the same.
         """
-        paths = getattr(self.dataset, "paths", None)
-        entry = paths[index] if paths is not None else None
+        files = self._files(index)
         client = getattr(self.dataset, "file_client", None)
-        if (
-            client is None
-            or not isinstance(entry, dict)
-            or not {"gt_path", "lq_path"} <= set(entry)
-        ):
+        if client is None or len(files) < 2:
             return
-        gt, lq = (
-            read_header(io.BytesIO(client.get(entry[f"{side}_path"], side)))
-            for side in ("gt", "lq")
-        )
+        gt, lq = (read_header(io.BytesIO(client.get(files[side], side))) for side in files)
         if gt is None or lq is None:
             # OpenCV has read them; what Pillow cannot, it cannot tell about.
             return
@@ -245,19 +257,14 @@ class GuardedDataset(Dataset):
 
     def _what_is_wrong(self, index: int, error: Exception) -> str:
         """Name the file or LMDB key to blame."""
-        paths = getattr(self.dataset, "paths", None)
-        entry = paths[index] if paths is not None else {}
-        if not isinstance(entry, dict):
-            entry = {"gt_path": entry}
         read = getattr(getattr(self.dataset, "file_client", None), "get", None)
         named = []
-        for side in ("gt", "lq"):
-            path = entry.get(f"{side}_path")
-            if path is None:
-                continue
-            root = str(self.roots[side] or "")
-            name = f"key '{path}' of {root}" if root.endswith(".lmdb") else str(path)
-            fault = _fault(read, path, side) if read is not None else None
+        for side, path in self._files(index).items():
+            is_key = self._is_key(side)
+            name = f"key '{path}' of {self.roots[side]}" if is_key else path
+            fault = _NO_FILE if not is_key and _may_not_end(path) else None
+            if fault is None and read is not None:
+                fault = _fault(read, path, side)
             if fault is not None:
                 return f"{name}: {fault}"
             named.append(name)
@@ -283,6 +290,14 @@ class GuardedDataset(Dataset):
                 f"{self.section}: {sample.get('lq_path')} is {width} x {height}, but "
                 f"{sample.get('gt_path')} {gt_width} x {gt_height}: that is not scale {self.scale}"
             )
+
+
+_NO_FILE = "is a folder, a pipe or a device; an image file is needed"
+
+
+def _may_not_end(path: str) -> bool:
+    """Whether reading a path may never end, or is no reading at all."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> str | None:

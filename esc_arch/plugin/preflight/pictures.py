@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from esc_arch.prepare.headers import Header, read_header
 _AT_LEAST = 8
 SECONDS = 5.0
 _FILES_ASKED_FOR = 2000
+# Bytes of a picture that has to be read as a whole.
+_LARGEST = 1 << 30
 
 
 class Unusable(Exception):  # noqa: N818
@@ -44,7 +45,9 @@ class Pictures:
         """Size and orientation of a picture; None where it cannot be read."""
         if name not in self.headers and not self.is_lmdb:
             path = os.path.join(self.root, name)
-            self.headers[name] = read_header(path) or _decoded(path)
+            # Whatever names it, neither a pipe nor a device, which need not end.
+            regular = os.path.isfile(path)
+            self.headers[name] = (read_header(path) or _decoded(path)) if regular else None
         return self.headers.get(name)
 
     def within(self, seconds: float) -> Iterator[str]:
@@ -65,10 +68,9 @@ def _decoded(path: str) -> Header | None:
     import cv2
 
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            content = np.frombuffer(file.read(), np.uint8)
+        if os.path.getsize(path) > _LARGEST:
+            return None
+        content = np.fromfile(path, np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
     except (OSError, cv2.error):
         return None

@@ -14,7 +14,7 @@ import numpy as np
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, SIGNATURE, icc_profile, read_chunks
-from esc_arch.inference.tiff_pages import full_pages, with_planes_in_tiles
+from esc_arch.inference.tiff_pages import full_pages, lab_of_8_bits, with_planes_in_tiles
 
 # What names of pictures end in.
 PICTURE_SUFFIXES = frozenset(
@@ -222,6 +222,8 @@ def _load(vips: Any, path: Path, kind: str, options: dict[str, Any]) -> Any:
     # By a descriptor, since a name may be bytes that are no text.
     with _open_regular(path) as file:
         source = vips.Source.new_from_descriptor(file.fileno())
+    if kind == "tiff" and (image := lab_of_8_bits(vips, path, options.get("page", 0))) is not None:
+        return image
     image = getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
     if kind == "tiff" and image.bands > 1:
         return with_planes_in_tiles(vips, path, image, options.get("page", 0))
@@ -274,7 +276,8 @@ def _conversion(
     kind, values = image.interpretation, image.format
     plain = Metadata(None, {}, metadata.exif, metadata.xmp, metadata.resolution)
     if kind in ("cmyk", "lab", "labs"):
-        depth = 8 if values == "uchar" else 16
+        of_8_bits = image.get_typeof("bits-per-sample") and image.get("bits-per-sample") == 8
+        depth = 8 if values == "uchar" or of_8_bits else 16
         with_profile = metadata.icc_profile is not None
         how = "its profile" if with_profile else "a usual profile, since it names none"
         if kind != "cmyk":

@@ -9,6 +9,8 @@ from esc_arch.errors import UserError, printable
 
 _ASSOCIATED_ALPHA = 1
 _SEPARATE = 2
+# Photometric interpretation of L*a*b* -> what a* and b* of 0 are stored as.
+_LAB_ZERO = {8: 0, 9: 128}
 _FIELDS = ("icc-profile-data", "exif-data", "xmp-data", "orientation", "n-pages")
 
 
@@ -27,6 +29,47 @@ def full_pages(path: Path, pages: int) -> list[int]:
     except Exception:  # It raises many classes; without knowing more, every page counts.
         return list(range(pages))
     return found or [0]
+
+
+def lab_of_8_bits(vips: Any, path: Path, page: int) -> Any | None:
+    """A picture in CIE L*a*b* of 8 bits, which libvips takes for RGB or a packing of its own.
+
+    Args:
+        vips: The library.
+        path: The file.
+        page: From 0.
+
+    Returns:
+        The image; None if the file is none of these, or cannot be read.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            found = file.pages[page]
+            kind, pages = found.photometric, len(file.pages)
+            if kind not in _LAB_ZERO or found.dtype != np.uint8 or found.samplesperpixel != 3:
+                return None
+            planes = found.asarray()
+            orientation = found.tags.valueof("Orientation", 1)
+            if found.planarconfig == _SEPARATE:
+                planes = np.moveaxis(planes, 0, 2)
+    except Exception:  # It raises many classes; libvips then tells what is wrong.
+        return None
+    lab = planes.astype(np.float32)
+    # Of CIELAB the last two are signed, of ICCLAB they begin at -128.
+    zero = _LAB_ZERO[kind]
+    lab[:, :, 1:] = (
+        planes[:, :, 1:].astype(np.int16) - zero if zero else planes[:, :, 1:].view("i1")
+    )
+    lab[:, :, 0] *= 100 / 255
+    height, width, _ = lab.shape
+    image = vips.Image.new_from_memory(lab.tobytes(), width, height, 3, "float")
+    image = image.copy(interpretation="lab")
+    told = {"orientation": orientation, "n-pages": pages, "bits-per-sample": 8}
+    for name, value in told.items():
+        image.set_type(vips.GValue.gint_type, name, int(value))
+    return image
 
 
 def with_planes_in_tiles(vips: Any, path: Path, image: Any, page: int) -> Any:

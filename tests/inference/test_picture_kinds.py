@@ -138,6 +138,30 @@ def test_cmyk_is_converted_alike_in_both_depths_and_that_is_said(tmp_path):
     assert np.corrcoef(grey.ravel(), photograph[..., 0].ravel())[0, 1] > 0.98
 
 
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("photometric", ["cielab", "icclab"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_lab_of_8_bits_is_converted_and_that_is_said(photometric, planes, order, tmp_path):
+    color = pytest.importorskip("skimage.color")
+    # Within what sRGB shows, far from its borders, where rounding of L*a*b* costs little.
+    rgb = np.random.default_rng(0).integers(60, 200, (20, 30, 3)).astype(np.uint8)
+    lab = color.rgb2lab(rgb, illuminant="D65").round()
+    stored = lab.copy()
+    stored[:, :, 0] = (lab[:, :, 0] * 255 / 100).round()
+    stored[:, :, 1:] += 128 if photometric == "icclab" else 0
+    stored = stored.astype(np.int16).astype(np.uint8)
+    stored = np.moveaxis(stored, 2, 0) if planes == "separate" else stored
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, stored, photometric=photometric, planarconfig=planes, byteorder=order, metadata=None
+    )
+    source = open_picture(path)
+    pixels = source.read().pixels
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - rgb).max() <= 4
+    assert source.notes == [f"{path}: LAB, converted to sRGB by its definition"]
+
+
 @pytest.mark.parametrize(
     "dtype, told",
     [

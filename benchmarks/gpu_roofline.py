@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_roofline.py
     python benchmarks/gpu_roofline.py --model ESC_light --dtype float32 --sizes 4:320x180
+    python benchmarks/gpu_roofline.py --training
 
 Each layer takes at least the largest of its bytes over the bandwidth of memory, its multiply-adds
 over the rate of arithmetic, and its exponentials over theirs; layers run one after the other.
@@ -10,6 +11,8 @@ do; "fused" keeps inside what one kernel can: the ConvFFN, ConvAttn after its po
 from queries, keys and values to its result. A ConvFFN in one kernel would leave out the hidden
 channels that ours writes and reads once; but its instructions, of which ours has 100 a hidden value
 (gpu_static.py), then bound it, and it has more, as tiles overlap.
+With --training: what a step of training moves of the layers whose backward we have kernels for, and
+keeps for it; the products of matrices that make the gradients of weights are torch's in both.
 Nothing here was measured on a GPU.
 """
 
@@ -127,6 +130,76 @@ def time_of(layer: Layer, kind: str, pixels: int, gpu: Gpu, dtype: str) -> float
     return bound * pixels * layer.times
 
 
+class Step(NamedTuple):
+    """What a training step does with one layer at each LR pixel, in values.
+
+    Attributes:
+        moved: Read and written forward and backward, where each operation is a kernel.
+        kept: Kept for the backward there.
+        moved_by_ours: As our kernels do it.
+        kept_by_ours: Kept there.
+    """
+
+    moved: float
+    kept: float
+    moved_by_ours: float
+    kept_by_ours: float
+
+
+def steps_of(options: dict) -> dict[str, tuple[int, Step]]:
+    """How often the network has each layer, and what a step does with it."""
+    dim, pdim = options["dim"], options["pdim"]
+    blocks, layers = options["n_blocks"], options["n_blocks"] * options["conv_blocks"]
+
+    def conv_ffn(ratio: float) -> Step:
+        hidden = int(dim * ratio)
+        # Forward as in `layers_of`. Backward, of each convolution its input and its weights; GELU
+        # twice; the sum of both gradients of the hidden channels.
+        forward, backward = 2 * dim + 10 * hidden, 4 * dim + 17 * hidden
+        # Hidden channels again; the depthwise convolution's gradient; the first one's; each
+        # matrix's, and that of x.
+        ours = (dim + hidden) + (dim + 3 * hidden) + (dim + hidden) + (2 * dim + 2 * hidden)
+        ours += 2 * (dim + hidden)
+        kept = dim + 4 * hidden
+        return Step(forward + backward, kept, 2 * dim + 2 * hidden + ours, dim)
+
+    # Small kernels, sum, joining, 1x1; backward: 1x1 and its weights, small kernels and theirs, and
+    # the gradient of x from its two parts.
+    separate = (4 * dim + 5 * pdim) + (4 * dim + 4 * pdim + 5 * dim)
+    # One kernel; one kernel, then the matrix's and the bias's gradients.
+    ours = (2 * dim + pdim) + (2 * dim + 4 * pdim + 4 * dim)
+    after = Step(separate, 2 * dim + pdim, ours, dim + pdim)
+    return {
+        "ConvFFN of a block": (blocks, conv_ffn(2)),
+        "ConvFFN of a ConvAttn": (layers, conv_ffn(options["exp_ratio"])),
+        "ConvAttn after its large kernel": (layers, after),
+    }
+
+
+def print_steps(model: str, dtypes: list[str]) -> None:
+    """Print what a training step moves, and keeps of a batch of 16 patches of 64x64."""
+    options = PUBLISHED[f"{MODELS[model]}_X2"].network_g
+    pixels = 16 * 64 * 64
+    print(f"{model} x2, batch 16, LR patch 64: values a pixel moved (kept), separate / ours")
+    steps = steps_of(options)
+    for name, (times, step) in steps.items():
+        print(
+            f"  {name:32} x{times:<3} {step.moved:6.0f} ({step.kept:4.0f}) /"
+            f" {step.moved_by_ours:6.0f} ({step.kept_by_ours:4.0f})"
+        )
+    for dtype in dtypes:
+        width = BYTES[dtype] * pixels
+        moved, kept, ours, kept_by_ours = (
+            width * sum(times * step[place] for times, step in steps.values()) for place in range(4)
+        )
+        print(
+            f"  {dtype}: kept {kept / 1e9:.2f} / {kept_by_ours / 1e9:.2f} GB; least milliseconds:"
+        )
+        for name, gpu in GPUS.items():
+            both = (1e3 * each / gpu.bandwidth for each in (moved, ours))
+            print("    {:9} {:6.2f} / {:6.2f}".format(name, *both))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=MODELS, default="ESC")
@@ -135,7 +208,12 @@ def main() -> int:
         "--sizes", nargs="+", default=["4:320x180", "2:640x360"], metavar="SCALE:WIDTHxHEIGHT"
     )
     parser.add_argument("--layers", action="store_true", help="a line for each layer, of the H200")
+    text = "what training steps move and keep, in place of all layers forward"
+    parser.add_argument("--training", action="store_true", help=text)
     args = parser.parse_args()
+    if args.training:
+        print_steps(args.model, args.dtype)
+        return 0
     print(f"{args.model}: least milliseconds, each layer a kernel / ours / fused")
     for size in args.sizes:
         scale, _, sides = size.partition(":")

@@ -123,12 +123,17 @@ def compile_layer(name: str, target: str, dtype: str) -> tuple[Compiled, dict[st
     compiled = compile_for(
         target, LAYERS[name], {"parts_ptr": "fp32", "_ptr": dtype}, constants, tile.warps, 1
     )
-    # Elsewhere what is inside of the loop over hidden channels is not unrolled.
-    if name not in ("project", "conv_ffn") or target not in ("80", "89", "90"):
+    lanes = target_of(target).warp_size * tile.warps / (tile.pixels * tile.channels)
+    counted = compiled.inner_loop(exponential=True)
+    if name in ("conv_grad", "proj_grad"):
+        # Programs for some hidden channels, from the first instruction to the last.
+        counted = compiled.instructions if len(compiled.inner_loop(False)) <= 1 else []
+    elif name not in ("project", "conv_ffn") or target not in ("80", "89", "90"):
+        # Elsewhere what is inside of the loop over hidden channels is not unrolled.
+        counted = []
+    if amd or not counted:
         return compiled, {}
-    loop = compiled.inner_loop(exponential=True)
-    lanes = 32 * tile.warps / (tile.pixels * tile.channels)
-    return compiled, {"instructions_a_hidden_value": round(len(loop) * lanes, 1)}
+    return compiled, {"instructions_a_hidden_value": round(len(counted) * lanes, 1)}
 
 
 def measure(

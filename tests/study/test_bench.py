@@ -273,7 +273,7 @@ def test_the_gpu_script_runs_all_kinds_of_steps_on_the_cpu(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("check", "x4_float32", "attention", "train"):
+    for name in ("check", "x4_float32", "attention", "train", "batch_1", "batch_2"):
         rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         cannot_run = {row.get("backend") for row in rows if row["note"]}
         assert rows and cannot_run <= {"plain-flash-attn"}, name

@@ -163,6 +163,11 @@ def proj_gradient_kernel(
     real = channels < C
     hidden = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     exists = hidden < HIDDEN
+    x = read(x_ptr + image * C, pixels, channels, inside, real, C)
+    proj = read(proj_ptr, hidden, channels, exists, real, C)
+    bias = tl.load(proj_bias_ptr + hidden, mask=exists, other=0.0).to(tl.float32)
+    projected = tl.dot(x, tl.trans(proj), input_precision=PRECISION) + bias[None, :]
+    _, slope = gelu_and_slope(projected)
     grad_out = read(grad_out_ptr + image * C, pixels, channels, inside, real, C)
     weight = read(aggr_ptr, channels, hidden, real, exists, HIDDEN)
     grad = tl.dot(grad_out, weight, input_precision=PRECISION)
@@ -180,11 +185,6 @@ def proj_gradient_kernel(
         SIZE,
         True,
     )
-    x = read(x_ptr + image * C, pixels, channels, inside, real, C)
-    proj = read(proj_ptr, hidden, channels, exists, real, C)
-    bias = tl.load(proj_bias_ptr + hidden, mask=exists, other=0.0).to(tl.float32)
-    projected = tl.dot(x, tl.trans(proj), input_precision=PRECISION) + bias[None, :]
-    _, slope = gelu_and_slope(projected)
     # Pixels outside, which have a bias and neighbours inside, have no gradient.
     grad = tl.where(inside[:, None], grad * slope, 0.0)
     write(grad_proj_ptr + image * HIDDEN, grad, pixels, hidden, inside, exists, HIDDEN)

@@ -3,6 +3,7 @@
 test_triton_kernels.py runs this in a process of its own.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -182,6 +183,33 @@ def test_layers_run_through_the_kernels_with_gradients_and_without(name: str) ->
         exact_grads = torch.autograd.grad(exact.square().sum(), list(layer.parameters()))
     for value, right in zip((out, *grads), (exact, *exact_grads), strict=True):
         torch.testing.assert_close(value.double(), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_kernel_that_fails_or_is_wrong_is_said_once_and_its_formula_runs(
+    gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, *trial = triton_backend._TRIALS["conv_ffn"]
+
+    def fail(*args: Tensor) -> Tensor:
+        raise RuntimeError("no such instruction\nand more")
+
+    layer, x = ConvFFN(16, 3, 2).requires_grad_(gradients), torch.rand(1, 16, 4, 5)
+    for broken, reason in (
+        (fail, "no such instruction"),
+        (lambda *args: 2 * kernel(*args), "is wrong"),
+    ):
+        monkeypatch.setitem(triton_backend._TRIALS, "conv_ffn", (broken, *trial))
+        triton_backend._works.cache_clear()
+        with pytest.warns(UserWarning, match=f"kernel of conv_ffn.* cannot run here .*{reason}"):
+            layer(x)
+        with warnings.catch_warnings(), kernels_called() as called:
+            warnings.simplefilter("error")
+            out = layer(x)
+        assert not called
+        with choose.switched_off():
+            assert torch.equal(out, layer(x))
+    triton_backend._works.cache_clear()
 
 
 TINY = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}

@@ -3,6 +3,7 @@
 test_triton_kernels.py runs this in a process of its own.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -35,7 +36,7 @@ from esc_arch.ops.convolutions import conv_ffn_of_weights
 SMALL = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def kernels_tried() -> None:
     """What is noted of calls must not be the first trial of a kernel."""
     for name in ("attention", "conv_ffn", "conv_attn"):
@@ -194,13 +195,15 @@ def test_a_kernel_that_fails_or_is_wrong_is_said_once_and_its_formula_runs(
     def fail(*args: Tensor) -> Tensor:
         raise RuntimeError("no such instruction\nand more")
 
+    tried_anew = functools.cache(triton_backend._works.__wrapped__)
+    monkeypatch.setattr(triton_backend, "_works", tried_anew)
     layer, x = ConvFFN(16, 3, 2).requires_grad_(gradients), torch.rand(1, 16, 4, 5)
     for broken, reason in (
         (fail, "no such instruction"),
         (lambda *args: 2 * kernel(*args), "is wrong"),
     ):
         monkeypatch.setitem(triton_backend._TRIALS, "conv_ffn", (broken, *trial))
-        triton_backend._works.cache_clear()
+        tried_anew.cache_clear()
         with pytest.warns(UserWarning, match=f"kernel of conv_ffn.* cannot run here .*{reason}"):
             layer(x)
         with warnings.catch_warnings(), kernels_called() as called:
@@ -209,7 +212,6 @@ def test_a_kernel_that_fails_or_is_wrong_is_said_once_and_its_formula_runs(
         assert not called
         with choose.switched_off():
             assert torch.equal(out, layer(x))
-    triton_backend._works.cache_clear()
 
 
 TINY = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}

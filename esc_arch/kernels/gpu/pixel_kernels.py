@@ -170,13 +170,13 @@ def conv_ffn_kernel(
     hidden_ptr += image * HIDDEN
     channels = tl.arange(0, C_PADDED)
     real = channels < C
-    bias = tl.load(aggr_bias_ptr + channels, mask=real, other=0.0).to(tl.float32)
-    out = tl.zeros([TILE_H * TILE_W, C_PADDED], tl.float32) + bias[None, :]
+    out = tl.zeros([TILE_H * TILE_W, C_PADDED], tl.float32)
     for start in range(0, HIDDEN, BLOCK_K):
         hidden = start + tl.arange(0, BLOCK_K)
         exists = hidden < HIDDEN
         taps_bias = tl.load(taps_bias_ptr + hidden, mask=exists, other=0.0).to(tl.float32)
         mixed = tl.zeros([TILE_H * TILE_W, BLOCK_K], tl.float32) + taps_bias[None, :]
+        h = read(hidden_ptr, pixels, hidden, inside, exists, HIDDEN)
         mixed = depthwise(
             mixed,
             hidden_ptr,
@@ -191,10 +191,10 @@ def conv_ffn_kernel(
             SIZE,
             False,
         )
-        h = read(hidden_ptr, pixels, hidden, inside, exists, HIDDEN)
         mixed = (h.to(tl.float32) + gelu(mixed)).to(h.dtype)
         weight = read(aggr_ptr, channels, hidden, real, exists, HIDDEN)
         out = tl.dot(mixed, tl.trans(weight), out, input_precision=PRECISION)
+    out += tl.load(aggr_bias_ptr + channels, mask=real, other=0.0).to(tl.float32)[None, :]
     write(out_ptr + image * C, out, pixels, channels, inside, real, C)
 
 

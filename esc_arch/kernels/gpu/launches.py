@@ -124,7 +124,7 @@ def tile_for(dtype: torch.dtype, gradients: bool = False, amd: bool = ON_AMD) ->
         amd: Whether they run on a GPU of AMD.
     """
     if INTERPRETED:
-        return Tile(16, 16, 128, 4)
+        return Tile(32, 32, 128, 4)
     if gradients and dtype == torch.float32:
         # Products are not computed by matrix units, and take more registers.
         return Tile(4, 16, 16, 8)

@@ -367,6 +367,8 @@ class Upscaler:
         """Upscale (B, H, W, C), C 1 or 3, whole."""
         largest = np.iinfo(pixels.dtype).max
         lq = torch.from_numpy(pixels.astype(np.float32) / largest).permute(0, 3, 1, 2)
+        # Convolutions sum in another order where channels lie last: results must not hang on that.
+        lq = lq.contiguous()
         sr = self.upscale_tensor(lq)
         if is_alpha:
             sr = clamp_to_neighbours(sr, lq, self.scale)

@@ -262,3 +262,15 @@ def test_a_missing_picture_is_an_error_even_where_its_result_exists(tmp_path, mo
     assert main(["upscale", absent, "-o", str(result), "--model", str(model)]) == 1
     assert "absent.png: No such file or directory" in capsys.readouterr().err
     assert result.read_bytes() == b"an earlier result"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_network_is_given_channels_first_as_in_evaluation(count, upscaler, crop):
+    # In another layout convolutions add in another order, and results differ by a level.
+    given = []
+    handle = upscaler.network.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    try:
+        upscaler.upscale_pictures([Picture(crop)] * count)
+    finally:
+        handle.remove()
+    assert given and all(lq.is_contiguous() for lq in given)

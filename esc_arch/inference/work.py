@@ -1,7 +1,7 @@
 """One picture from file to file, whole or not at all."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -261,9 +261,15 @@ def write(result: Result, encoding: Encoding) -> Result:
         raise UserError(
             f"{printable(target)}: cannot be written: {error.strerror or error}"
         ) from None
+    finally:
+        # Left in the middle, they would keep the network from other threads.
+        if isinstance(result.rows, Generator):
+            result.rows.close()
 
 
-def _guarded(job: Job, source: Source, rows: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def _guarded(
+    job: Job, source: Source, rows: Iterator[np.ndarray]
+) -> Generator[np.ndarray, None, None]:
     with _memory(job, source):
         yield from rows
 

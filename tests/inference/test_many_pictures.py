@@ -322,7 +322,7 @@ def test_where_memory_runs_out_all_the_same_smaller_tiles_are_tried(threads, fol
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(model)]
     # Each thread's own arena would take 64 MB of the addresses that are limited here.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert result.returncode == 0, result.stderr
     assert "since the memory was used up" in result.stdout
     assert read_picture("large_x2.png").pixels.shape == (2000, 2000, 3)
@@ -360,10 +360,45 @@ def test_a_process_whose_memory_was_used_up_goes_on_once_there_is_more(threads, 
     Image.effect_noise((1000, 1000), 50).convert("RGB").save("large.png")
     command = [sys.executable, "-c", OUT_OF_MEMORY_ONCE, str(model)]
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(threads)}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "[]\n[]\n"
     assert read_picture("large1.png").pixels.shape == (2000, 2000, 3)
+
+
+FULL_DISK = """
+import gc, resource, signal, sys, threading
+from pathlib import Path
+import esc_arch
+from esc_arch.errors import UserError
+from esc_arch.inference.work import Job, run_job
+
+# What is left in a circle of references stays.
+gc.disable()
+upscaler = esc_arch.load(sys.argv[1], "cpu", tile=32)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    run_job(Job(Path("large.png"), Path("a.png")), upscaler)
+except UserError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+another = threading.Thread(
+    target=run_job, args=(Job(Path("large.png"), Path("b.png")), upscaler), daemon=True
+)
+another.start()
+another.join(60)
+print(Path("a.png").exists(), Path("b.png").exists())
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits files as POSIX does")
+def test_after_a_picture_that_could_not_be_written_other_threads_go_on(folder, model):
+    Image.effect_noise((200, 200), 50).convert("RGB").save("large.png")
+    command = [sys.executable, "-c", FULL_DISK, str(model)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "a.png: cannot be written: File too large\nFalse True\n"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status")

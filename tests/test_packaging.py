@@ -188,7 +188,7 @@ def test_the_wheel_names_its_licence_pythons_and_extras(wheel: zipfile.ZipFile) 
     assert "MIT" in (fields["License"] or fields["License-Expression"])
     assert fields["Requires-Python"] == ">=3.10"
     assert set(fields.get_all("Provides-Extra")) == {
-        *("app", "docs", "flash", "onnx", "peers", "plots", "test", "train", "video")
+        *("app", "docs", "flash", "onnx", "peers", "plots", "test", "test-all", "train", "video")
     }
 
 
@@ -202,8 +202,8 @@ def test_every_third_party_import_is_a_requirement(wheel: zipfile.ZipFile) -> No
         "yaml": "pyyaml",
     }
     # BasicSR brings tensorboard under the name tb-nightly, beside which tensorboard itself must not
-    # be installed; pyiqa and wandb are there where their users have them.
-    others = {"tensorboard", "pyiqa", "wandb", "esc_arch", *sys.stdlib_module_names}
+    # be installed; pyiqa, resselt and wandb are there where their users have them.
+    others = {"tensorboard", "pyiqa", "resselt", "wandb", "esc_arch", *sys.stdlib_module_names}
     # Comes with builds of PyTorch for GPUs, and is imported only where it is.
     others |= {"triton"}
     # What gradio is made of, and asks for itself.

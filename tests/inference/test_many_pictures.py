@@ -355,7 +355,8 @@ for number in range(2):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory")
-@pytest.mark.parametrize("threads", [1, 2])
+# With more libgomp may end the process, where the limit leaves no memory for its threads.
+@pytest.mark.parametrize("threads", [1])
 def test_a_process_whose_memory_was_used_up_goes_on_once_there_is_more(threads, folder, model):
     Image.effect_noise((1000, 1000), 50).convert("RGB").save("large.png")
     command = [sys.executable, "-c", OUT_OF_MEMORY_ONCE, str(model)]
@@ -364,41 +365,6 @@ def test_a_process_whose_memory_was_used_up_goes_on_once_there_is_more(threads, 
     assert result.returncode == 0, result.stderr
     assert result.stdout == "[]\n[]\n"
     assert read_picture("large1.png").pixels.shape == (2000, 2000, 3)
-
-
-FULL_DISK = """
-import gc, resource, signal, sys, threading
-from pathlib import Path
-import esc_arch
-from esc_arch.errors import UserError
-from esc_arch.inference.work import Job, run_job
-
-# What is left in a circle of references stays.
-gc.disable()
-upscaler = esc_arch.load(sys.argv[1], "cpu", tile=32)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
-try:
-    run_job(Job(Path("large.png"), Path("a.png")), upscaler)
-except UserError as error:
-    print(error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-another = threading.Thread(
-    target=run_job, args=(Job(Path("large.png"), Path("b.png")), upscaler), daemon=True
-)
-another.start()
-another.join(60)
-print(Path("a.png").exists(), Path("b.png").exists())
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="limits files as POSIX does")
-def test_after_a_picture_that_could_not_be_written_other_threads_go_on(folder, model):
-    Image.effect_noise((200, 200), 50).convert("RGB").save("large.png")
-    command = [sys.executable, "-c", FULL_DISK, str(model)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "a.png: cannot be written: File too large\nFalse True\n"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/status")

@@ -141,12 +141,7 @@ FILES = [
         (f"mini_batch_sizes{_UNREAD}", f"train:iters{_UNREAD}", f"geometric_augs{_UNREAD}"),
     ),
     Published("HAT tile", {"tile": {"tile_size": 64, "tile_pad": 16}}, (), (f"tile{_UNREAD}",)),
-    Published(
-        "NAFNet use_grad_clip under SRModel",
-        {"train:use_grad_clip": True},
-        (),
-        (f"use_grad_clip{_UNREAD}",),
-    ),
+    Published("NAFNet use_grad_clip under SRModel", {"train:use_grad_clip": True}),
     Published("traiNNer use_amp under SRModel", {"use_amp": True}, (), (f"use_amp{_UNREAD}",)),
     Published("traiNNer compile under SRModel", {"compile": True}, (), (f"compile{_UNREAD}",)),
     Published("neosr accum_iter", {"train:accum_iter": 2}, (), (f"train:accum_iter{_UNREAD}",)),

@@ -189,7 +189,6 @@ def test_what_has_no_effect_is_warned_of_once_and_trained_without(
     write_train_options: WriteOptions,
 ) -> None:
     unread = {
-        "train:grad_clip": 1.0,
         "use_amp": True,
         "compile": True,
         "train:accum_iter": 2,

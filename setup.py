@@ -86,7 +86,7 @@ UPSCALING = [
     "numpy>=2.0",
     "pillow>=12.1.1",
     "pyvips[binary]>=3.0",
-    "pyvips-binary>=8.17.3",  # Refuses all TIFFs that are cut off.
+    "pyvips-binary>=8.18.0",  # Refuses all TIFFs that are cut off, keeps both resolutions of a PNG.
     "pyyaml>=6.0.2",
     "safetensors>=0.4.5",
     "scipy>=1.13",
@@ -101,7 +101,7 @@ BASICSR_BUILDS = 'python_version < "3.13"'
 # What BasicSR asks for too, in any version.
 TRAINING = [
     "lmdb>=1.5.1",
-    "opencv-python>=4.12",
+    "opencv-python>=4.13",  # Turns WebP as its EXIF says.
     "requests>=2.33",
     "scikit-image>=0.25",
     "torchvision>=0.19",

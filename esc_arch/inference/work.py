@@ -219,7 +219,7 @@ def smaller_if_needed(
             with _memory(opened.job, opened.source):
                 if getattr(_this_thread, "makes_no_convolutions", False):
                     with ThreadPoolExecutor(1) as another_thread:
-                        result = another_thread.submit(attempt, tile).result()
+                        result = another_thread.submit(_alone, attempt, tile).result()
                 else:
                     result = attempt(tile)
         except TooLargeError:
@@ -232,6 +232,16 @@ def smaller_if_needed(
                 f"{printable(opened.job.source)}: in tiles of {tile}, since the memory was used up"
             )
         return result
+
+
+def _alone(attempt: Callable[[int | None], Result], tile: int | None) -> Result:
+    """Do something without threads of OpenMP, which ends the process where it can make none."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return attempt(tile)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _result(opened: Opened, upscaler: "Upscaler", rows: Iterable[np.ndarray]) -> Result:

@@ -355,8 +355,7 @@ for number in range(2):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory")
-# With more libgomp may end the process, where the limit leaves no memory for its threads.
-@pytest.mark.parametrize("threads", [1])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_process_whose_memory_was_used_up_goes_on_once_there_is_more(threads, folder, model):
     Image.effect_noise((1000, 1000), 50).convert("RGB").save("large.png")
     command = [sys.executable, "-c", OUT_OF_MEMORY_ONCE, str(model)]

@@ -7,59 +7,21 @@ Each is a template of a repository's files with what that repository changes in 
 from published_templates import (
     ABSENT,
     ADAM,
-    BLUR,
-    DEGRADATION,
     GAN,
     MSRRESNET,
     PERCEPTUAL,
+    REAL,
+    REAL_GAN,
     RRDBNET,
+    SRGAN,
     SWINIR,
     UNET_D,
-    VGG_D,
+    UNREAD,
     Published,
     foreign_model,
     foreign_network,
     testing,
 )
-
-_UNREAD = ": nothing reads this key"
-SRGAN = {
-    "model_type": "SRGANModel",
-    "network_d": VGG_D,
-    "train:optim_d": ADAM,
-    "train:gan_opt": GAN,
-    "train:net_d_iters": 1,
-    "train:net_d_init_iters": 0,
-}
-REAL = {
-    "model_type": "RealESRNetModel",
-    "gt_usm": True,
-    "datasets:train": {
-        "name": "DF2K+OST",
-        "type": "RealESRGANDataset",
-        "dataroot_gt": "gt",
-        "meta_info": "list.txt",
-        "io_backend": {"type": "disk"},
-        "use_hflip": True,
-        "use_rot": False,
-        "num_worker_per_gpu": 5,
-        "batch_size_per_gpu": 2,
-        "prefetch_mode": None,
-        **BLUR,
-    },
-    **DEGRADATION,
-}
-REAL_GAN = {
-    **REAL,
-    **SRGAN,
-    "model_type": "RealESRGANModel",
-    "l1_gt_usm": True,
-    "percep_gt_usm": True,
-    "gan_gt_usm": False,
-    "gt_usm": ABSENT,
-    "network_d": UNET_D,
-}
-
 
 FILES = [
     # What trains as it is.
@@ -121,15 +83,15 @@ FILES = [
     ),
     # What trains, with a word about what has no effect.
     Published(
-        "BasicSR use_shuffle", {"datasets:train:use_shuffle": True}, (), (f"use_shuffle{_UNREAD}",)
+        "BasicSR use_shuffle", {"datasets:train:use_shuffle": True}, (), (f"use_shuffle{UNREAD}",)
     ),
     Published(
         "Restormer gt_sizes",
         {"datasets:train:gt_sizes": [128, 160]},
         (),
-        (f"train:gt_sizes{_UNREAD}",),
+        (f"train:gt_sizes{UNREAD}",),
     ),
-    Published("NAFNet use_vflip", {"datasets:train:use_vflip": True}, (), (f"use_vflip{_UNREAD}",)),
+    Published("NAFNet use_vflip", {"datasets:train:use_vflip": True}, (), (f"use_vflip{UNREAD}",)),
     Published(
         "Restormer progressive",
         {
@@ -138,24 +100,24 @@ FILES = [
             "datasets:train:geometric_augs": True,
         },
         (),
-        (f"mini_batch_sizes{_UNREAD}", f"train:iters{_UNREAD}", f"geometric_augs{_UNREAD}"),
+        (f"mini_batch_sizes{UNREAD}", f"train:iters{UNREAD}", f"geometric_augs{UNREAD}"),
     ),
-    Published("HAT tile", {"tile": {"tile_size": 64, "tile_pad": 16}}, (), (f"tile{_UNREAD}",)),
+    Published("HAT tile", {"tile": {"tile_size": 64, "tile_pad": 16}}, (), (f"tile{UNREAD}",)),
     Published("NAFNet use_grad_clip under SRModel", {"train:use_grad_clip": True}),
-    Published("traiNNer use_amp under SRModel", {"use_amp": True}, (), (f"use_amp{_UNREAD}",)),
-    Published("traiNNer compile under SRModel", {"compile": True}, (), (f"compile{_UNREAD}",)),
-    Published("neosr accum_iter", {"train:accum_iter": 2}, (), (f"train:accum_iter{_UNREAD}",)),
+    Published("traiNNer use_amp under SRModel", {"use_amp": True}, (), (f"use_amp{UNREAD}",)),
+    Published("traiNNer compile under SRModel", {"compile": True}, (), (f"compile{UNREAD}",)),
+    Published("neosr accum_iter", {"train:accum_iter": 2}, (), (f"train:accum_iter{UNREAD}",)),
     Published(
         "degradations jpeg_diff_range",
         {"jpeg_diff_range": [-10, 10]},
         (),
-        (f"jpeg_diff_range{_UNREAD}",),
+        (f"jpeg_diff_range{UNREAD}",),
     ),
     Published(
         "a discriminator left over",
         {"network_d": UNET_D, "train:optim_d": ADAM, "path:pretrain_network_d": None},
         (),
-        (f"network_d{_UNREAD}", f"train:optim_d{_UNREAD}", f"path:pretrain_network_d{_UNREAD}"),
+        (f"network_d{UNREAD}", f"train:optim_d{UNREAD}", f"path:pretrain_network_d{UNREAD}"),
     ),
     Published(
         "y_channel",
@@ -166,35 +128,35 @@ FILES = [
     Published("NIQE", {"val:metrics:niqe": {"type": "calculate_niqe", "crop_border": 4}}),
     Published("experiments_root of the authors", {"path:experiments_root": "experiments"}),
     Published(
-        "root left over", {"path:root": ABSENT, "rgb_range": 1.0}, (), (f"rgb_range{_UNREAD}",)
+        "root left over", {"path:root": ABSENT, "rgb_range": 1.0}, (), (f"rgb_range{UNREAD}",)
     ),
     # What would train something else than asked for.
     Published(
         "MPRNet edge_opt",
         {"train:edge_opt": {"type": "EdgeLoss", "loss_weight": 0.05}},
-        (f"train:edge_opt{_UNREAD}",),
+        (f"train:edge_opt{UNREAD}",),
     ),
     Published(
         "ssim_opt",
         {"train:ssim_opt": {"type": "SSIMLoss", "loss_weight": 0.1}},
-        (f"train:ssim_opt{_UNREAD}",),
+        (f"train:ssim_opt{UNREAD}",),
     ),
-    Published("gan_opt under SRModel", {"train:gan_opt": GAN}, (f"train:gan_opt{_UNREAD}",)),
+    Published("gan_opt under SRModel", {"train:gan_opt": GAN}, (f"train:gan_opt{UNREAD}",)),
     Published(
         "seed",
         {"seed": 10, "manual_seed": ABSENT},
         ("seed: nothing reads this key; here it is manual_seed",),
     ),
-    Published("train manual_seed", {"train:manual_seed": 0}, (f"train:manual_seed{_UNREAD}",)),
+    Published("train manual_seed", {"train:manual_seed": 0}, (f"train:manual_seed{UNREAD}",)),
     Published(
         "MMSR pretrain_model_G",
         {"path": {"pretrain_model_G": "x.pth"}},
         ("makes a folder of it; here it is path: pretrain_network_g",),
     ),
     Published(
-        "MMSR root", {"path:root": "/data/x"}, (f"path:root{_UNREAD}, and BasicSR makes a folder",)
+        "MMSR root", {"path:root": "/data/x"}, (f"path:root{UNREAD}, and BasicSR makes a folder",)
     ),
-    Published("SwinIR strict_load", {"path:strict_load": False}, (f"path:strict_load{_UNREAD}",)),
+    Published("SwinIR strict_load", {"path:strict_load": False}, (f"path:strict_load{UNREAD}",)),
     # What is another repository's.
     foreign_model("HATModel", tile={"tile_size": 512, "tile_pad": 32}),
     foreign_model("DATModel"),
@@ -382,7 +344,7 @@ FILES = [
         "SwinIR tile in a test",
         {"tile": {"tile_size": 64, "tile_pad": 8}},
         (),
-        (f"tile{_UNREAD}",),
+        (f"tile{UNREAD}",),
         test=True,
     ),
 ]

@@ -4,6 +4,8 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+ABSENT = object()
+UNREAD = ": nothing reads this key"
 ESC = {
     "type": "ESC",
     "dim": 16,
@@ -104,6 +106,42 @@ BLUR = {
     "betag_range2": [0.5, 4],
     "betap_range2": [1, 2],
     "final_sinc_prob": 0.8,
+}
+SRGAN = {
+    "model_type": "SRGANModel",
+    "network_d": VGG_D,
+    "train:optim_d": ADAM,
+    "train:gan_opt": GAN,
+    "train:net_d_iters": 1,
+    "train:net_d_init_iters": 0,
+}
+REAL = {
+    "model_type": "RealESRNetModel",
+    "gt_usm": True,
+    "datasets:train": {
+        "name": "DF2K+OST",
+        "type": "RealESRGANDataset",
+        "dataroot_gt": "gt",
+        "meta_info": "list.txt",
+        "io_backend": {"type": "disk"},
+        "use_hflip": True,
+        "use_rot": False,
+        "num_worker_per_gpu": 5,
+        "batch_size_per_gpu": 2,
+        "prefetch_mode": None,
+        **BLUR,
+    },
+    **DEGRADATION,
+}
+REAL_GAN = {
+    **REAL,
+    **SRGAN,
+    "model_type": "RealESRGANModel",
+    "l1_gt_usm": True,
+    "percep_gt_usm": True,
+    "gan_gt_usm": False,
+    "gt_usm": ABSENT,
+    "network_d": UNET_D,
 }
 
 
@@ -220,7 +258,6 @@ class Published:
         return options
 
 
-ABSENT = object()
 _FOREIGN_MODEL = "if it is another repository's, install that as a plugin, or take SRModel or"
 
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from option_data import picture, write_folder
-from published_options import REAL_GAN, SRGAN
-from published_templates import ABSENT, UNET_D, VGG_D, Published
+from published_templates import ABSENT, REAL_GAN, SRGAN, UNET_D, VGG_D, Published
 from runs_in_process import (
     folder,  # noqa: F401  (each test starts in it)
     iterations,

@@ -6,7 +6,9 @@ import pytest
 import torch
 import yaml
 from option_data import picture, write_empty_vgg19, write_folder
-from published_options import FILES, Published
+from published_forks import FORKS
+from published_options import FILES
+from published_templates import Published
 from runs_in_process import command, folder, refused  # noqa: F401  (each test starts in it)
 
 from esc_arch.plugin.preflight import check_options
@@ -27,7 +29,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("published", FILES, ids=lambda published: published.name)
+@pytest.mark.parametrize("published", [*FILES, *FORKS], ids=lambda published: published.name)
 def test_published_file_is_judged_rightly(
     published: Published, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +52,7 @@ def test_published_file_is_judged_rightly(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("published", FILES, ids=lambda published: published.name)
+@pytest.mark.parametrize("published", [*FILES, *FORKS], ids=lambda published: published.name)
 def test_published_file_trains_tests_or_is_refused_through_the_command(
     published: Published, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,4 +89,4 @@ def test_published_file_trains_tests_or_is_refused_through_the_command(
 
 def test_there_are_as_many_as_promised() -> None:
     assert len(FILES) >= 60
-    assert len({published.name for published in FILES}) == len(FILES)
+    assert len({published.name for published in [*FILES, *FORKS]}) == len(FILES) + len(FORKS)

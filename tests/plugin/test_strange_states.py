@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 from option_data import picture, write_folder
-from published_options import REAL
-from published_templates import ABSENT, Published
+from published_templates import ABSENT, REAL, Published
 from runs_in_process import (
     WriteOptions,
     folder,  # noqa: F401  (each test starts in it)

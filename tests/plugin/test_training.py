@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from option_data import picture, write_folder
-from published_options import REAL
-from published_templates import ABSENT, Published
+from published_templates import ABSENT, REAL, Published
 from torch.utils.tensorboard import SummaryWriter
 
 from esc_arch.plugin.disk_faults import ForgivingLogger

@@ -30,15 +30,21 @@ class StepOptions:
             UserError: One has a value that cannot be used.
         """
         train_opt = self.opt["train"]
-        self.grad_clip = train_opt.get("grad_clip")
+        self.grad_clip = self._norm("grad_clip")
         if self.grad_clip is None and train_opt.get("use_grad_clip"):
             self.grad_clip = 0.01
-        self.gradient_clip = train_opt.get("gradient_clip")
-        for name, value in (("grad_clip", self.grad_clip), ("gradient_clip", self.gradient_clip)):
-            if value is not None and not (type(value) in (int, float) and value > 0):
-                raise UserError(f"train: {name}: {value!r}: must be a number above 0, or absent")
+        self.gradient_clip = self._norm("gradient_clip")
         resets = train_opt.get("reset_momentum_iter")
         self.momentum_resets = resets if isinstance(resets, list) else [resets]
+
+    def _norm(self, name: str) -> float | None:
+        value = self.opt["train"].get(name)
+        # Where true means some norm to others, false is written for none.
+        if value is None or value is False:
+            return None
+        if not (type(value) in (int, float) and value > 0):
+            raise UserError(f"train: {name}: {value!r}: must be a number above 0, or absent")
+        return value
 
     def largest_norm(self, current_iter: int) -> float:
         """The largest norm of all gradients of `net_g` in an iteration, counted from 1."""

@@ -21,9 +21,11 @@ from esc_arch.plugin.preflight.data import check_datasets, check_networks_fit
 from esc_arch.plugin.preflight.files import (
     check_weights,
     checkpoint_problem,
+    form_problem,
     is_file,
     purpose_problem,
 )
+from esc_arch.plugin.preflight.model_type import check_model
 from esc_arch.plugin.preflight.reading import apply_force_yml, keep_datasets, read_option_file
 from esc_arch.plugin.preflight.report import Report
 from esc_arch.plugin.preflight.wording import one_line
@@ -63,7 +65,7 @@ def check_options(
     if options is None:
         return report
     report.options = options
-    problem = purpose_problem(path, options, is_train)
+    problem = form_problem(path, options) or purpose_problem(path, options, is_train)
     if problem is not None and not safety_only:
         report.errors = [problem]
         return report
@@ -87,7 +89,7 @@ def _check(report: Report, model: type | None, folder: str, random_weights: bool
     as_run = _durable(model)
     keys.check_unread(report, as_run)
     keys.check_values(report)
-    registered.registered_type(report, MODEL_REGISTRY, ("model_type",), "model")
+    check_model(report)
     check_datasets(report)
     built: dict[str, nn.Module] = {}
     for key in report.section():

@@ -16,7 +16,7 @@ from esc_arch.plugin.preflight.keys import check_io_backend, unread_of
 from esc_arch.plugin.preflight.pictures import Pictures, Unusable
 from esc_arch.plugin.preflight.registered import registered_type
 from esc_arch.plugin.preflight.report import Path, Report
-from esc_arch.plugin.preflight.table import IO_BACKENDS, is_number, template
+from esc_arch.plugin.preflight.table import DATA_REQUIRED, IO_BACKENDS, is_number, template
 from esc_arch.plugin.preflight.wording import one_line, show
 from esc_arch.prepare.headers import Header
 
@@ -40,7 +40,9 @@ def check_datasets(report: Report) -> None:
             continue
         if "type" not in value:
             report.error((*path, "type"), "missing; it names the data set's class")
-        dataset = registered_type(report, DATASET_REGISTRY, (*path, "type"), "data set")
+        dataset = registered_type(
+            report, DATASET_REGISTRY, (*path, "type"), "data set", _instead(phase, value)
+        )
         bases = inspect.getmro(dataset) if inspect.isclass(dataset) else ()
         if bases:
             unread_of(report, path, dataset)
@@ -65,6 +67,18 @@ def check_datasets(report: Report) -> None:
             report.error(("datasets",), "must have at least one data set, such as test_1")
         if not report.is_train:
             _offer_fewer(report, sections)
+
+
+def _instead(phase: str, value: dict[str, Any]) -> str:
+    """What could be taken for a data set of another repository, and what that needs besides."""
+    if "dataroot_gt" not in value or any("kernel" in str(key) for key in value):
+        return ""
+    name = "PairedImageDataset" if "dataroot_lq" in value else "DownsampleImageDataset"
+    always, training = DATA_REQUIRED[name]
+    needs = [*always, *(training if phase == "train" else ())]
+    lacking = [key for key in needs if key not in value]
+    besides = f" with {', '.join(lacking)} besides" if lacking else ""
+    return f", or take {name}{besides}"
 
 
 def _offer_fewer(report: Report, sections: dict[str, Any]) -> None:

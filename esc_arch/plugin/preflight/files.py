@@ -141,6 +141,21 @@ def check_weights(
         return
 
 
+def form_problem(opt_path: str, options: dict[str, Any]) -> str | None:
+    """Whether a file has nothing of BasicSR's form, as other programs' have not.
+
+    Args:
+        opt_path: The option file.
+        options: Its content.
+    """
+    parts = ("model_type", "datasets", "network_g", "path", "train", "val", "num_gpu")
+    if any(part in options for part in parts):
+        return None
+    return one_line(
+        f"-opt {opt_path}: is not an option file for BasicSR: it has none of {', '.join(parts)}"
+    )
+
+
 def purpose_problem(opt_path: str, options: dict[str, Any], is_train: bool) -> str | None:
     """Whether an option file for training is to be tested, or the reverse; with what to do.
 

@@ -2,13 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Iterable
 from typing import Any
 
-from basicsr.models.base_model import BaseModel
-from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY
 
-from esc_arch.plugin.preflight.known import OURS, is_known, loop_words, words_of
+from esc_arch.plugin.preflight.hints import hint_for, is_grave, models_that_read
+from esc_arch.plugin.preflight.known import OURS, is_known, words_of
 from esc_arch.plugin.preflight.reading import walk
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import (
@@ -17,11 +16,13 @@ from esc_arch.plugin.preflight.table import (
     FREE_TEXT,
     IO_BACKENDS,
     MODEL_REQUIRED,
+    homes_of,
     is_number,
+    loop_keys,
     matches,
     rule_of,
 )
-from esc_arch.plugin.preflight.wording import meant_key, one_line, show
+from esc_arch.plugin.preflight.wording import one_line, show
 
 _EXPONENT_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 # BasicSR makes a folder of every other value under `path`.
@@ -36,14 +37,6 @@ _SET_BY_BASICSR = {
     True: ("models", "training_states", "log", "visualization"),
     False: ("results_root", "log", "visualization"),
 }
-_ELSEWHERE = {
-    "pretrain_model_g": "path: pretrain_network_g",
-    "pretrain_model_d": "path: pretrain_network_d",
-    "pretrained_model": "path: pretrain_network_g",
-    "clip_grad_norm": "train: grad_clip",
-    "gradient_clip": "train: grad_clip",
-}
-"""What is called otherwise here; only where the file does not have that already."""
 
 
 def check_text_keys(report: Report) -> None:
@@ -80,12 +73,14 @@ def unread_of(
         reader: The model or data set that gets it.
         known: What is read of it; by default what `reader` and BasicSR's loop read.
     """
-    known = loop_words(section) | words_of(reader) if known is None else known
+    known = loop_keys(section) | words_of(reader) if known is None else known
     for key, value in report.section(*section).items():
         path = (*section, key)
         # One seed is read; that the word stands in this package's own states is no reading.
         other_seed = "seed" in key.split("_") and path != ("manual_seed",)
-        if is_known(key, known) and not (other_seed and not read_by_plugin(key, reader)):
+        # What BasicSR and this package read of another section is not read of this one.
+        elsewhere = other_seed or (section[:1] != _DATA and homes_of(path))
+        if is_known(key, known) and not (elsewhere and not read_by_plugin(key, reader)):
             # Sections with a type are checked against what that takes; others hold more keys.
             is_own = isinstance(value, dict) and "type" not in value and section[:1] != _DATA
             if is_own and path not in _SECTIONS and not _CHECKED_AS_CALLED.fullmatch(key):
@@ -93,69 +88,17 @@ def unread_of(
             continue
         report.unread.add(path)
         hint = hint_for(report, path, known)
-        if not hint and not other_seed:
-            hint = _models_that_read(key, reader)
-        if not _is_grave(path, value):
+        if not hint and not elsewhere:
+            hint = models_that_read(key, reader)
+        if not is_grave(path, value):
             report.warn(path, f"nothing reads this key, it has no effect{hint}")
         else:
             report.error(path, f"nothing reads this key{hint}")
 
 
-def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
-    """The end of a finding about an unread key: what was probably meant, or where it belongs."""
-    *section, key = path
-    elsewhere = _ELSEWHERE.get(key.lower())
-    if "seed" in key.lower().split("_"):
-        elsewhere = "manual_seed at the top level"
-    if elsewhere:
-        place = tuple(word for word in elsewhere.split(" with ")[0].split(" at ")[0].split(": "))
-        return "" if report.get(*place) is not None else f"; here it is {elsewhere}"
-    there = report.section(*section)
-    filled = {k.replace("*", "g", 1) if k.endswith("_*") else k for k in known}
-    names = {k for k in filled if re.fullmatch(r"\w+", k) and k not in there}
-    rules = {":".join((*section, k)) for k in names}
-    # Strings that are surely options come first: others may be anything.
-    options = {r.split(":")[-1] for r in rules if rule_of(tuple(r.split(":"))) is not None}
-    return meant_key(key, options) or meant_key(key, names, 0.88)
-
-
-def _is_grave(path: Path, value: Any) -> bool:
-    """Whether an unread key means that something else is trained than asked for."""
-    key, words = path[-1], path[-1].lower().split("_")
-    if value is None or value is False or value in ("", {}):
-        return False
-    if "seed" in words or {"pretrain", "pretrained"} & set(words) or "resume_state" in key:
-        return True
-    if path[0] != "train":
-        return False
-    is_loss = isinstance(value, dict) and ("type" in value or any("weight" in k for k in value))
-    return (key.endswith("_opt") and is_loss) or ("loss" in words and value != 0)
-
-
-def _models_that_read(key: str, model: type) -> str:
-    if key in ("type", "name") or not issubclass(model, BaseModel):
-        return ""
-    models = {name.removesuffix("_basicsr"): c for name, c in MODEL_REGISTRY._obj_map.items()}
-    names = [
-        name
-        for name, other in models.items()
-        if inspect.isclass(other) and not issubclass(model, other) and key in words_of(other)
-    ]
-    base = next((c for c in inspect.getmro(model) if c in models.values()), None)
-    for name in sorted(names):
-        other = models[name]
-        if other.__module__.startswith("esc_arch.") and base in other.__bases__:
-            return f"; write model_type: {name}, which does all that {base.__name__} does"
-    # Of very many, none is the one that was meant.
-    if not names or len(names) > 12:
-        return ""
-    reads = "reads it" if len(names) == 1 else "read it: take one of them"
-    return f"; {', '.join(sorted(names)[:3])} {reads}, or leave it out"
-
-
 def check_paths(report: Report, model: type | None) -> None:
     """Refuse keys under `path` that nothing reads: BasicSR makes a folder of most."""
-    known = loop_words(("path",)) | (words_of(model) if model else frozenset())
+    known = loop_keys(("path",)) | (words_of(model) if model else frozenset())
     for key, value in report.section("path").items():
         path = ("path", key)
         about_weights = any(word in key for word in _NO_FOLDERS)

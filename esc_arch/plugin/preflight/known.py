@@ -16,9 +16,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from esc_arch.plugin.preflight.report import Path
-from esc_arch.plugin.preflight.table import LOOP_KEYS
-
 OURS = ("basicsr", "esc_arch")
 _FOREIGN = ("torch", "torchvision", "numpy", "builtins", "abc", "typing")
 
@@ -47,13 +44,6 @@ def _is_written(cls: type) -> bool:
     """Whether a class stands in the module that it names, as one put together by code does not."""
     module = sys.modules.get(cls.__module__)
     return "<locals>" in cls.__qualname__ or hasattr(module, cls.__qualname__.split(".")[0])
-
-
-def loop_words(section: Path) -> frozenset[str]:
-    """The keys of a section that BasicSR's loop reads, or this package's around it."""
-    return LOOP_KEYS.get(
-        ("datasets", "*") if section[:1] == ("datasets",) else section, frozenset()
-    )
 
 
 @functools.cache

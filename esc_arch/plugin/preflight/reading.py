@@ -101,7 +101,9 @@ def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
         errors.append(f"-opt {path}: not a text file in UTF-8")
         return None
     except (OSError, yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        errors.append(f"-opt {path}: {_yaml_problem(error)}")
+        end = os.path.splitext(path)[1].lower()
+        hint = "; option files are YAML, of BasicSR's form" if end in (".toml", ".json") else ""
+        errors.append(f"-opt {path}: {_yaml_problem(error)}{hint}")
         return None
     if not isinstance(options, dict):
         errors.append(f"-opt {path}: must be a mapping of options, name: ..., not {show(options)}")

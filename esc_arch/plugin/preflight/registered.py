@@ -31,8 +31,18 @@ from esc_arch.plugin.preflight.wording import meant_key, meant_type, one_line, s
 _LOSSES = ("pixel_opt", "perceptual_opt", "gan_opt", "ldl_opt", "feature_matching_opt")
 
 
-def registered_type(report: Report, registry: Registry, path: Path, what: str) -> Any:
-    """What a `type` names, or None with an error if there is no such thing."""
+def registered_type(
+    report: Report, registry: Registry, path: Path, what: str, instead: str = ""
+) -> Any:
+    """What a `type` names, or None with an error if there is no such thing.
+
+    Args:
+        report: The options.
+        registry: What is registered.
+        path: The `type`.
+        what: What the things registered are.
+        instead: What else the user can do about a thing of another repository.
+    """
     name = report.get(*path)
     if name is None or report.is_wrong(path):
         return None
@@ -42,7 +52,6 @@ def registered_type(report: Report, registry: Registry, path: Path, what: str) -
     found = registered(registry, name)
     if found is None:
         names = [other.removesuffix("_basicsr") for other in registry.keys()]
-        instead = ", or take SRModel or ESCModel" if what == "model" else ""
         hint = meant_type(name, names) or (
             f"; if it is another repository's, install that as a plugin{instead}"
         )

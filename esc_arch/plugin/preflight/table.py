@@ -65,6 +65,11 @@ def truth(value: Any) -> str | None:
     return None if right else "must be true or false"
 
 
+def anything(value: Any) -> str | None:
+    """Rule: any value; whoever reads it checks it."""
+    return None
+
+
 def text(value: Any) -> str | None:
     """Rule: text that is not empty."""
     return None if isinstance(value, str) and value.strip() else "must be text"
@@ -119,6 +124,11 @@ def one_of(*choices: Any) -> Rule:
     )
 
 
+def or_false(rule: Rule) -> Rule:
+    """Rule: another rule, or what says that there is to be nothing of it."""
+    return lambda value: None if value is None or value is False else rule(value)
+
+
 def or_null(rule: Rule) -> Rule:
     """Rule: another rule, or nothing."""
 
@@ -144,6 +154,11 @@ def _num_gpu(value: Any) -> str | None:
     return None if right else "must be auto or a whole number at least 0"
 
 
+def _norm(value: Any) -> str | None:
+    wanted = number(0, above=True)(value)
+    return wanted and f"{wanted}, the largest norm of all gradients"
+
+
 _PROBABILITY = number(0, 1)
 _PRECISION = one_of(False, True, None, "bfloat16", "float16")
 _DATA = "datasets:*:"
@@ -156,6 +171,7 @@ RULES: list[tuple[str, Rule]] = [
     ("manual_seed", or_null(Whole(0, 2**32 - 65537))),
     ("find_unused_parameters", truth),
     *((key, section) for key in ("datasets", "datasets:*", "network_*", "path", "train")),
+    ("network_*:window_size", anything),
     ("val", or_null(section)),
     ("logger", section),
     ("dist_params", section),
@@ -202,6 +218,7 @@ RULES: list[tuple[str, Rule]] = [
     ("path:resume_schedule", one_of("state", "options")),
     ("train:total_iter", Whole(1)),
     ("train:warmup_iter", Whole(-1)),
+    ("train:warmup", one_of(None, "exact")),
     ("train:ema_decay", _PROBABILITY),
     ("train:net_d_iters", Whole(1)),
     ("train:net_d_init_iters", Whole(0)),
@@ -219,8 +236,8 @@ RULES: list[tuple[str, Rule]] = [
     ("train:scheduler:restart_weights", list_of(number(0))),
     ("train:scheduler:eta_min", number(0)),
     ("train:*_opt", or_null(section)),
-    ("train:grad_clip", or_null(number(0, above=True))),
-    ("train:gradient_clip", or_null(number(0, above=True))),
+    ("train:grad_clip", or_false(_norm)),
+    ("train:gradient_clip", or_false(_norm)),
     ("train:use_grad_clip", truth),
     ("train:reset_momentum_iter", iterations),
     ("train:max_bad_steps", Whole(1)),
@@ -319,3 +336,26 @@ def matches(path: Path, pattern: str) -> bool:
 def rule_of(path: Path) -> Rule | None:
     """The rule for an option, if there is one."""
     return next((rule for pattern, rule in RULES if matches(path, pattern)), None)
+
+
+def homes_of(path: Path) -> list[str]:
+    """Sections that an option belongs to, where it does not to its own; `*` stands for any."""
+    *section, key = path
+    own = loop_keys(tuple(section))
+    if key in ("name", "type") or key in own or rule_of(path) is not None:
+        return []
+    homes = [
+        ":".join(where) for where, keys in LOOP_KEYS.items() if key in keys and where != section
+    ]
+    for pattern, _ in RULES:
+        above, _, last = pattern.rpartition(":")
+        if last != "*" and fnmatch.fnmatchcase(key, last) and not fnmatch.fnmatchcase("", last):
+            homes.append(above)
+    return list(dict.fromkeys(homes))
+
+
+def loop_keys(section: Path) -> frozenset[str]:
+    """The keys of a section that BasicSR's loop reads, or this package's around it."""
+    return LOOP_KEYS.get(
+        ("datasets", "*") if section[:1] == ("datasets",) else section, frozenset()
+    )

@@ -1,0 +1,131 @@
+"""More option files of the forms that people publish: what other trainers' files bring along."""
+
+from published_templates import ABSENT, SRGAN, UNREAD, Published
+
+FORKS = [
+    Published(
+        "LDL artifacts_opt under SRModel",
+        {**SRGAN, "model_type": "SRModel", "train:artifacts_opt": {"type": "L1Loss"}},
+        (
+            f"train:artifacts_opt{UNREAD}",
+            f"train:gan_opt{UNREAD}; SRGANModel, ESRGANModel, RealESRGANModel read it",
+        ),
+        (
+            f"network_d{UNREAD}, it has no effect; SRGANModel, ",
+            f"train:optim_d{UNREAD}, it has no effect; SRGANModel, ",
+            f"train:net_d_iters{UNREAD}",
+            f"train:net_d_init_iters{UNREAD}",
+        ),
+    ),
+    Published(
+        "traiNNer-redux losses",
+        {
+            "train:losses": [{"type": "mssimloss", "loss_weight": 1.0}],
+            "train:grad_clip": True,
+            "train:ema_power": 0.75,
+        },
+        (f"train:losses{UNREAD}", "train:grad_clip: must be a number above 0, the largest norm"),
+        (f"train:ema_power{UNREAD}",),
+    ),
+    Published("traiNNer-redux without clipping", {"train:grad_clip": False}),
+    Published(
+        "MMSR's weights of losses",
+        {"train:pixel_weight": 1.0, "train:feature_criterion": "l1", "train:gan_weight": 0},
+        (f"train:pixel_weight{UNREAD}", f"train:feature_criterion{UNREAD}"),
+        (f"train:gan_weight{UNREAD}",),
+    ),
+    Published(
+        "GFPGAN's weights of losses",
+        {"train:identity_weight": 10, "train:comp_style_weight": 200, "train:gan_lr_weight": None},
+        (f"train:identity_weight{UNREAD}", f"train:comp_style_weight{UNREAD}"),
+        (f"train:gan_lr_weight{UNREAD}",),
+    ),
+    Published(
+        "keys in the wrong section",
+        {
+            "ema_decay": 0.99,
+            "val_freq": 100,
+            "train:lr": 1e-4,
+            "train:weight_decay": 1e-4,
+            "train:milestones": [1000],
+            "train:ema_decay": ABSENT,
+            "param_key_g": "params_ema",
+            "val:crop_border": 4,
+            "logger:pbar": True,
+        },
+        (
+            f"train:weight_decay{UNREAD}",
+            "param_key_g: nothing reads this key; it belongs under path",
+        ),
+        (
+            "ema_decay: nothing reads this key, it has no effect; it belongs under train",
+            f"val_freq{UNREAD}",
+            f"train:lr{UNREAD}",
+            f"train:milestones{UNREAD}",
+            f"val:crop_border{UNREAD}",
+            f"logger:pbar{UNREAD}",
+        ),
+    ),
+    Published(
+        "NAFNet's suffix at the top",
+        {"suffix": None, "crop_border": None, "val:suffix": ABSENT},
+        (),
+        (f"suffix{UNREAD}, it has no effect; it belongs under val", f"crop_border{UNREAD}"),
+        test=True,
+    ),
+    Published(
+        "Restormer's window_size under ESCModel",
+        {"model_type": "ESCModel", "val:window_size": 8},
+        (),
+        (f"val:window_size{UNREAD}",),
+    ),
+    Published(
+        "Restormer's window_size",
+        {"val:window_size": 8, "val:max_minibatch": 8, "val:rgb2bgr": True},
+        (),
+        (
+            f"val:window_size{UNREAD}, it has no effect",
+            f"val:max_minibatch{UNREAD}",
+            f"val:rgb2bgr{UNREAD}",
+        ),
+    ),
+    Published(
+        "ESRGANArtifactsDisModel, with what the next round would say",
+        {
+            **SRGAN,
+            "model_type": "ESRGANArtifactsDisModel",
+            "train:artifacts_opt": {"type": "L1Loss", "loss_weight": 1.0},
+            "train:manual_seed": 0,
+        },
+        (
+            "or take SRGANModel, without train:artifacts_opt, train:manual_seed, which nothing "
+            "reads there",
+        ),
+    ),
+    Published(
+        "traiNNer-redux without a model",
+        {"model_type": ABSENT, "train:losses": [{"type": "l1loss"}]},
+        (
+            "model_type: missing; take SRModel or ESCModel, without train:losses, which nothing "
+            "reads there",
+        ),
+    ),
+    Published(
+        "Restormer's own data set without flips",
+        {
+            "datasets:train:type": "Dataset_PairedImage",
+            "datasets:train:use_hflip": ABSENT,
+            "datasets:train:use_rot": ABSENT,
+        },
+        ("or take PairedImageDataset with use_hflip, use_rot besides",),
+    ),
+    Published(
+        "HAT's ImageNetPairedDataset",
+        {
+            "datasets:train:type": "ImageNetPairedDataset",
+            "datasets:train:dataroot_lq": ABSENT,
+            "datasets:train:meta_info_file": "list.txt",
+        },
+        ("no data set 'ImageNetPairedDataset' is registered; if it is another repository's, ",),
+    ),
+]

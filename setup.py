@@ -86,11 +86,10 @@ UPSCALING = [
     "numpy>=2.0",
     "pillow>=12.1.1",
     "pyvips[binary]>=3.0",
-    "pyvips-binary>=8.18.0",  # Refuses all TIFFs that are cut off, keeps both resolutions of a PNG.
+    "pyvips-binary>=8.18.0",  # Refuses strips that are cut off, keeps both resolutions of a PNG.
     "pyyaml>=6.0.2",
     "safetensors>=0.4.5",
     "scipy>=1.13",
-    "tifffile>=2024.8.30",
     "torch>=2.4",
     "tqdm>=4.66.3",
     "wrapt>=1.16",
@@ -175,7 +174,7 @@ setup(
     extras_require={
         "train": TRAINING,
         "plots": ["matplotlib>=3.9"],
-        "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff", "tifffile"],
         # Without these the tests of what needs them are skipped.
         "test-all": [*APP, *VIDEO, *ONNX, *PEERS, "openvino", "selenium"],
         "docs": ["mkdocs-material"],

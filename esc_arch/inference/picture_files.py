@@ -13,8 +13,15 @@ import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.png_chunks import COLOUR_CHUNKS, SIGNATURE, icc_profile, read_chunks
-from esc_arch.inference.tiff_pages import full_pages, lab_of_8_bits, with_planes_in_tiles
+from esc_arch.inference.other_kinds import other_kind
+from esc_arch.inference.png_chunks import (
+    COLOUR_CHUNKS,
+    SIGNATURE,
+    icc_profile,
+    png_fault,
+    read_chunks,
+)
+from esc_arch.inference.tiff_pages import full_pages, load_tiff
 
 # What names of pictures end in.
 PICTURE_SUFFIXES = frozenset(
@@ -23,6 +30,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
 _SAVE_AS = "save it as PNG or TIFF with 8 or 16 bits a value"
+_HEAD = 64
 _FLOATS = ("float", "double")
 _importing = threading.Lock()
 
@@ -114,9 +122,11 @@ def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
     """As `read_picture`, but only the header is read now."""
     path = Path(path)
     with _open_regular(path) as file:
-        kind = _sniff(file.read(16))
+        head = file.read(_HEAD)
+        kind = _sniff(head)
         if kind is None:
-            raise UserError(f"{printable(path)}: not a picture that can be read ({KINDS})")
+            what = f"is {found}, " if (found := other_kind(head)) else ""
+            raise UserError(f"{printable(path)}: {what}not a picture that can be read ({KINDS})")
         if kind != "bmp" and (vips := vips_or_none()) is not None:
             return _open_vips(vips, path, file, kind, page)
     from esc_arch.inference.plain_pictures import open_plain
@@ -174,14 +184,15 @@ def _sniff(head: bytes) -> str | None:
 
 def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | None) -> Source:
     notes: list[str] = []
+    keep: list[Any] = []
     chunks = read_chunks(file) if kind == "png" else {}
     options: dict[str, Any] = {"fail_on": "error"}
     try:
-        image = _load(vips, path, kind, options)
+        image = _load(vips, path, kind, options, keep)
         number = _choose_page(path, image, kind, page, notes, b"acTL" in chunks)
         if number is not None:
             options["page"] = number
-            image = _load(vips, path, kind, options)
+            image = _load(vips, path, kind, options, keep)
         turned = image.get_typeof("orientation") and image.get("orientation") > 4
         metadata = _metadata(image, chunks)
         convert, metadata = _conversion(path, image, metadata, notes)
@@ -194,15 +205,18 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
     def open_rows() -> Callable[[int], np.ndarray]:
         # Turning needs all of a picture; libvips then keeps large ones on disk.
         access = "random" if turned else "sequential"
+        kept: list[Any] = []
         try:
-            fresh = convert(_load(vips, path, kind, {**options, "access": access}).autorot())
-            region = vips.Region.new(fresh)
+            again = _load(vips, path, kind, {**options, "access": access}, kept)
+            fresh = convert(again.autorot())
+            kept += [fresh, vips.Region.new(fresh)]
         except vips.Error as error:
             raise damaged(path, error) from None
         done = 0
 
         def rows(count: int) -> np.ndarray:
             nonlocal done
+            fresh, region = kept[-2:]
             try:
                 if done == 0 and count == height:
                     content = fresh.write_to_memory()
@@ -218,16 +232,13 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
     return Source(path, width, height, channels, dtype, metadata, notes, open_rows)
 
 
-def _load(vips: Any, path: Path, kind: str, options: dict[str, Any]) -> Any:
+def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[Any]) -> Any:
     # By a descriptor, since a name may be bytes that are no text.
     with _open_regular(path) as file:
         source = vips.Source.new_from_descriptor(file.fileno())
-    if kind == "tiff" and (image := lab_of_8_bits(vips, path, options.get("page", 0))) is not None:
+    if kind == "tiff" and (image := load_tiff(vips, path, options, keep)) is not None:
         return image
-    image = getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
-    if kind == "tiff" and image.bands > 1:
-        return with_planes_in_tiles(vips, path, image, options.get("page", 0))
-    return image
+    return getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
 
 
 def _choose_page(
@@ -335,6 +346,9 @@ def damaged(path: Path, error: Exception) -> Exception:
     reason = first_line(error)
     if tells_of_memory(reason):
         return MemoryError(reason)
+    if reason == type(error).__name__:  # Of the header of a PNG, libvips says nothing.
+        with _open_regular(path) as file:
+            reason = png_fault(file) or "its header cannot be read"
     return UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
 
 

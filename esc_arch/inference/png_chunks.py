@@ -7,11 +7,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from esc_arch.errors import printable
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What the numbers of a picture mean on a screen; they stay with the numbers.
 COLOUR_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
 _WANTED = (*COLOUR_CHUNKS, b"iCCP", b"pHYs", b"eXIf", b"acTL")
 _LARGEST = 1 << 24
+_LARGEST_SIDE = 1_000_000
+# Kind of colours -> bits a value.
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 
 def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
@@ -40,6 +45,38 @@ def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
             file.seek(length + 4, 1)
     file.seek(0)
     return found
+
+
+def png_fault(file: BinaryIO) -> str | None:
+    """What is wrong in the header of a PNG, or with a chunk that no reader may pass over.
+
+    Args:
+        file: Seekable.
+    """
+    file.seek(len(SIGNATURE))
+    length, name = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+    body, crc = file.read(13), file.read(4)
+    if (length, name) != (13, b"IHDR") or len(body) + len(crc) < 17:
+        return "it does not begin with a header"
+    if crc != struct.pack(">I", zlib.crc32(name + body)):
+        return "the checksum of its header is wrong"
+    width, height, depth, colour = struct.unpack_from(">IIBB", body)
+    if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
+        return f"its header says {width} x {height} pixels"
+    if depth not in _DEPTHS.get(colour, ()):
+        return f"its header says colours of kind {colour} with {depth} bits, which there are not"
+    if max(width, height) > _LARGEST_SIDE:
+        return f"its {width} x {height} pixels are more than can be read ({_LARGEST_SIDE} a side)"
+    names = set()
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        names.add(name)
+        if name in (b"IDAT", b"IEND"):
+            break
+        if name[0] & 0x20 == 0 and name not in (b"PLTE", b"IHDR"):
+            return f"it has a part '{printable(name.decode('latin-1'))}' that is not known"
+        file.seek(length + 4, 1)
+    return "its palette is missing" if colour == 3 and b"PLTE" not in names else None
 
 
 def icc_profile(body: bytes) -> bytes | None:

@@ -329,3 +329,51 @@ def test_a_ratio_of_sides_is_no_resolution(tmp_path):
     ratio = struct.pack(">IIB", 2, 1, 0)
     path.write_bytes(path.read_bytes().replace(chunk(b"pHYs", body), chunk(b"pHYs", ratio)))
     assert read_picture(path).metadata.resolution is None
+
+
+@pytest.mark.parametrize(
+    "start, told",
+    [
+        (b"", "is empty"),
+        (b"GIF89a", "is a GIF"),
+        (b"\0\0\0\x18ftypheic", "is an HEIC"),
+        (b"\0\0\0\x18ftypavif", "is an AVIF"),
+        (b"\0\0\0\x18ftypisom", "is a film"),
+        (b"\xff\x0a\0", "is a JPEG XL"),
+        (b"<svg xmlns='x'/>", "is XML, such as SVG"),
+        (b"\n<!DOCTYPE html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"some text", "not a picture that can be read"),
+    ],
+)
+def test_other_kinds_of_files_are_named_whatever_they_are_called(start, told, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(start + bytes(100) * bool(start))
+    with pytest.raises(UserError, match=f"a.png: {told}"):
+        read_picture(path)
+
+
+def header(width: int = 5, height: int = 4, depth: int = 8, colour: int = 2) -> bytes:
+    return struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "chunks, told",
+    [
+        ([(b"IHDR", header(width=0))], "its header says 0 x 4 pixels"),
+        ([(b"IHDR", header(colour=5))], "its header says colours of kind 5 with 8 bits"),
+        ([(b"IHDR", header(2**31 - 1, 2**31 - 1))], "2147483647 x 2147483647 pixels are more than"),
+        ([(b"IHDR", header()), (b"XYZW", b"?")], "it has a part 'XYZW' that is not known"),
+        ([(b"IHDR", header(colour=3))], "its palette is missing"),
+        ([(b"IDAT", b"")], "it does not begin with a header"),
+        (None, "the checksum of its header is wrong"),
+    ],
+)
+def test_what_is_wrong_in_the_header_of_a_png_is_told(chunks, told, tmp_path):
+    path, rows = tmp_path / "a.png", (b"IDAT", zlib.compress(bytes(4 * 16)))
+    content = b"".join(chunk(*each) for each in [*(chunks or [(b"IHDR", header())]), rows])
+    if chunks is None:
+        content = content[:24] + b"????" + content[25:]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match=f"a.png: damaged, or not a picture: .*{told}"):
+        read_picture(path)

@@ -17,6 +17,7 @@ PATCHES: dict[str, tuple[str, ...]] = {
     "basicsr.utils.options": (
         "option_files.options_loaded_safely",
         "option_files.options_without_enough_gpus",
+        "option_files.options_logged_plainly",
         "option_files.files_in_utf8",
     ),
     "basicsr.utils.dist_util": ("devices.launchers_without_gpu",),

@@ -19,6 +19,7 @@ import yaml
 from fresh_python import run_python
 from torch.utils.data import DataLoader
 
+from esc_arch.errors import UserError
 from esc_arch.plugin import registration
 from esc_arch.plugin.compat import libraries
 
@@ -286,20 +287,19 @@ def _built(module: str, name: str, *arguments: Any) -> Callable[[str], Any]:
 PATH = object()
 
 
-@pytest.mark.parametrize(
-    "load",
-    {
-        "SpyNet": _built("spynet_arch", "SpyNet", PATH),
-        "BasicVSR": _built("basicvsr_arch", "BasicVSR", 8, 1, PATH),
-        "EDVR": _built("basicvsr_arch", "EDVRFeatureExtractor", 3, 8, PATH),
-        "TOF": _built("tof_arch", "SPyNetTOF", PATH),
-        "DFDNet": _built("dfdnet_arch", "DFDNet", 8, PATH),
-        "VGG": _vgg,
-        "FID": _inception,
-        "FID, downloaded": _downloaded_inception,
-    }.items(),
-    ids=lambda item: item[0],
-)
+LOADS = {
+    "SpyNet": _built("spynet_arch", "SpyNet", PATH),
+    "BasicVSR": _built("basicvsr_arch", "BasicVSR", 8, 1, PATH),
+    "EDVR": _built("basicvsr_arch", "EDVRFeatureExtractor", 3, 8, PATH),
+    "TOF": _built("tof_arch", "SPyNetTOF", PATH),
+    "DFDNet": _built("dfdnet_arch", "DFDNet", 8, PATH),
+    "VGG": _vgg,
+    "FID": _inception,
+    "FID, downloaded": _downloaded_inception,
+}
+
+
+@pytest.mark.parametrize("load", LOADS.items(), ids=lambda item: item[0])
 def test_networks_of_basicsr_load_no_code_from_files(load: Any, tmp_path: Path) -> None:
     # Newer PyTorch refuses most of its own accord; below 2.6 this package does.
     file = tmp_path / "weights.pth"
@@ -307,6 +307,36 @@ def test_networks_of_basicsr_load_no_code_from_files(load: Any, tmp_path: Path) 
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
         load[1](str(file))
     assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("load", ["SpyNet", "DFDNet"])
+def test_networks_of_basicsr_wait_for_no_pipe(load: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="weights.pth: is a pipe or a device"):
+        LOADS[load](str(tmp_path / "weights.pth"))
+
+
+def test_what_is_said_of_a_damaged_file_does_not_advise_to_load_it(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"no pickle")
+    with pytest.raises(
+        pickle.UnpicklingError, match="weights.pth: is damaged, or no such file"
+    ) as told:
+        LOADS["SpyNet"](str(tmp_path / "weights.pth"))
+    assert "weights_only" not in str(told.value)
+
+
+def test_options_in_the_log_forge_no_lines() -> None:
+    from basicsr.utils.options import dict2str
+
+    logged = dict2str({"card": {"author": "a\nERROR: b\x1b[2J", "c\rd": ["e\nf"]}, "g": 1})
+    assert logged.splitlines() == [
+        "",
+        "  card:[",
+        "    author: a\\nERROR: b\\x1b[2J",
+        "    c\\rd: ['e\\nf']",
+        "  ]",
+        "  g: 1",
+    ]
 
 
 def test_option_files_and_logs_are_utf8_whatever_the_locale(

@@ -200,6 +200,12 @@ def pickles_code_into_the_weights_of_a_part(place: Place) -> dict[str, Any]:
     return {**weights(place), "network_g": network}
 
 
+def has_a_pipe_for_the_weights_of_a_part(place: Place) -> dict[str, Any]:
+    os.mkfifo(place.evil / "spynet.pth")
+    network = {"type": "SpyNet", "load_path": str(place.evil / "spynet.pth")}
+    return {**weights(place), "network_g": network}
+
+
 def resumes_from_a_crafted_state(place: Place) -> dict[str, Any]:
     group = {"lr": 1e-3, "fused": True, "foreach": True, "capturable": True, "params": [0]}
     state = {
@@ -268,6 +274,10 @@ def forges_lines_by_its_name(place: Place) -> dict[str, Any]:
     return {**weights(place), "name": "a\nbasicsr: all is well\x1b[2J"}
 
 
+def forges_lines_by_a_key(place: Place) -> dict[str, Any]:
+    return {**weights(place), "card": {"a\rbasicsr: all is well\x1b[2J": "x"}}
+
+
 def forges_lines_by_names_of_tensors(place: Place) -> dict[str, Any]:
     options = weights(place)
     state = torch.load(options["path:pretrain_network_g"], weights_only=True)
@@ -296,7 +306,9 @@ ATTEMPTS: dict[Callable[..., dict[str, Any]], tuple[str, ...]] = {
     has_a_pipe_behind_a_list: ("chelseax2.png or its partner in dataroot_gt is not a picture",),
     has_a_device_for_a_picture: ("chelseax2.png",),
     has_a_pipe_for_weights: ("is a pipe",),
+    has_a_pipe_for_the_weights_of_a_part: ("is a pipe",),
     forges_lines_by_its_name: ("name",),
+    forges_lines_by_a_key: ("a key must be without control",),
     forges_lines_by_names_of_tensors: ("all is well\\x1b[2J",),
 }
 

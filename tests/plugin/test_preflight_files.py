@@ -214,6 +214,71 @@ def test_a_list_of_pictures_is_looked_through_line_by_line(
         assert error.startswith("datasets:val:meta_info_file: ") and expected in error
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("gt/a.png, lq/a.png\n", None),
+        ("gt/a.png, lq/a.png\ngt/a.png\n", "meta_info: {list}: line 2 must be GT, LQ"),
+        ("gt/a.png,lq/a.png\n", "meta_info: {list}: line 1 must be GT, LQ"),
+        ("gt/a.png, lq/a.png\n\n", "meta_info: {list}: line 2 must be GT, LQ"),
+        ("gt/a.png, lq/b.png\n", "meta_info: {list}: line 1: lq/b.png is not below "),
+        ("gt/a.png, gt/a.png\n", "dataroot_lq: gt/a.png is 32 x 32, but its partner in "),
+        ("", "meta_info: {list}: is empty"),
+    ],
+)
+def test_a_list_of_pairs_is_looked_through_line_by_line(
+    content: str, expected: str | None, write_train_options: WriteOptions, tmp_path: Path
+) -> None:
+    for side, size in (("gt", 32), ("lq", 16)):
+        (tmp_path / side).mkdir()
+        cv2.imwrite(str(tmp_path / side / "a.png"), np.zeros((size, size, 3), np.uint8))
+    listing = tmp_path / "pairs.txt"
+    listing.write_text(content)
+    train = {
+        "name": "pairs",
+        "type": "RealESRGANPairedDataset",
+        "dataroot_gt": str(tmp_path),
+        "dataroot_lq": str(tmp_path),
+        "meta_info": str(listing),
+        "io_backend": {"type": "disk"},
+        "gt_size": 32,
+        "use_hflip": True,
+        "use_rot": True,
+        "num_worker_per_gpu": 0,
+        "batch_size_per_gpu": 1,
+    }
+    path = write_train_options({"datasets:train": train})
+    if expected is None:
+        assert check(path) == []
+        assert "batch_size_per_gpu: 2, but there are 1 pictures" in only_error(
+            path, ["datasets:train:batch_size_per_gpu=2"]
+        )
+    else:
+        assert f"datasets:train:{expected.format(list=listing)}" in only_error(path)
+
+
+def test_folders_without_an_image_are_named(
+    write_test_options: WriteOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "lq" / "deeper").mkdir(parents=True)
+    os.mkfifo(tmp_path / "lq" / "pipe.png")
+    data = {
+        "name": "real",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(tmp_path / "lq"),
+        "io_backend": {"type": "disk"},
+    }
+    path = write_test_options({"datasets:test_1": data, "path:pretrain_network_g": None})
+    options = [f"path:pretrain_network_g={weights_of(path, tmp_path)}"]
+    assert f"dataroot_lq: {tmp_path / 'lq'}: no images in it" in only_error(path, options, False)
+
+
+def weights_of(options: Path, folder: Path) -> Path:
+    """A checkpoint for the network of an option file."""
+    write_weights(folder / "net_g.pth", yaml.safe_load(options.read_text())["network_g"])
+    return folder / "net_g.pth"
+
+
 def test_lmdbs_that_do_not_match_are_named(
     write_train_options: WriteOptions, paired_data: Any, tmp_path: Path
 ) -> None:

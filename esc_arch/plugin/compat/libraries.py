@@ -1,18 +1,20 @@
 """BasicSR on newer versions of the libraries that it stands on."""
 
-import fractions
 import functools
 import inspect
-import io
+import os
 import pickle
-import warnings
+import re
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import wrapt
 
+from esc_arch.errors import printable
 from esc_arch.plugin.compat.patching import names_used, patch
+from esc_arch.zoo.content import require_regular_file
 
 
 def optimizers_beyond_adam(base_model: ModuleType) -> None:
@@ -89,39 +91,33 @@ def wandb_generate_id(logger: ModuleType) -> None:
 def files_loaded_without_code(module: ModuleType) -> None:
     """BasicSR's `torch.load` runs whatever code a file holds, below PyTorch 2.6.
 
-    Its networks load files so too (SpyNet, VGG, FID's Inception, ...). As with newer PyTorch,
-    tensors and plain containers are loaded, unless the call says otherwise. `load_url`, by which
-    Inception is downloaded, still runs code by default.
+    Its networks load files so too (SpyNet, VGG, FID's Inception, ...), and wait for ever where one
+    is a pipe. As with newer PyTorch, tensors and plain containers are loaded, unless the call says
+    otherwise, and of regular files alone. `load_url`, by which Inception is downloaded, still runs
+    code by default.
     """
     import torch
 
     load_url = getattr(module, "load_url", None)
     if load_url is torch.hub.load_state_dict_from_url:
         module.load_url = functools.partial(load_url, weights_only=True)
-    if getattr(module, "torch", None) is torch and _torch_loads_code():
+    if getattr(module, "torch", None) is torch:
         module.torch = _SafelyLoadingTorch(torch)
 
 
-@functools.cache
-def _torch_loads_code() -> bool:
-    """Whether `torch.load` rebuilds objects of any class; its signature does not tell."""
-    import torch
-
-    content = io.BytesIO()
-    torch.save(fractions.Fraction(1, 2), content)
-    content.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            torch.load(content)
-        except pickle.UnpicklingError:
-            return False
-    return True
-
-
 class _SafelyLoadingTorch(wrapt.ObjectProxy):
-    """The module torch, but for the default of `load`."""
+    """The module torch, but for what `load` takes."""
 
-    def load(self, *args: Any, **kwargs: Any) -> Any:
+    def load(self, f: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(f, str | os.PathLike) and os.path.exists(f):
+            require_regular_file(Path(f))
         kwargs.setdefault("weights_only", True)
-        return self.__wrapped__.load(*args, **kwargs)
+        try:
+            return self.__wrapped__.load(f, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            # PyTorch's own message advises to load it all the same.
+            code = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"asks for {printable(code[1])}" if code else "is damaged, or no such file"
+            raise pickle.UnpicklingError(
+                f"{printable(f)}: {what}; only tensors and plain containers are loaded"
+            ) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 import wrapt
 
+from esc_arch.errors import printable
 from esc_arch.plugin.compat.patching import gpu_count, log, patch, swapped
 from esc_arch.plugin.compat.resumption import resume_state_loading
 
@@ -38,6 +39,24 @@ def options_loaded_safely(options: ModuleType) -> None:
         return wrapper
 
     patch(options, "ordered_yaml", wrap)
+
+
+def options_logged_plainly(options: ModuleType) -> None:
+    """BasicSR logs options as they are: text of theirs could forge lines or move the cursor."""
+
+    def wrap(dict2str: Callable) -> Callable:
+        def wrapper(opt: dict, *args: Any, **kwargs: Any) -> str:
+            return dict2str(_plain(opt), *args, **kwargs)
+
+        return wrapper
+
+    patch(options, "dict2str", wrap)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    return printable(value) if isinstance(value, str) else value
 
 
 def files_in_utf8(module: ModuleType) -> None:

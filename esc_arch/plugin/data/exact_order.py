@@ -21,7 +21,7 @@ from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.utils import get_root_logger, imfrombytes
 from torch.utils.data import Dataset
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 from esc_arch.plugin.compat.data_loading import refuse_unreadable_lmdb
 from esc_arch.plugin.random_states import random_states_kept
 from esc_arch.prepare.headers import read_header
@@ -152,6 +152,9 @@ class GuardedDataset(Dataset):
         for root in self.roots.values():
             if str(root or "").endswith(".lmdb"):
                 refuse_unreadable_lmdb(str(root), self.section)
+        if len(dataset) == 0:
+            roots = ", ".join(printable(root) for root in self.roots.values() if root)
+            raise UserError(f"{self.section}: no images in {roots or 'it'}")
         on_bad_sample = dataset_opt.get("on_bad_sample", "stop")
         if on_bad_sample not in ("stop", "skip"):
             raise UserError(

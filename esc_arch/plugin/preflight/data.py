@@ -4,6 +4,7 @@ import inspect
 import math
 import os
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -24,6 +25,8 @@ _PHASES = {True: ("train", "val"), False: ("val", "test")}
 _PAIRED = {"PairedImageDataset", "RealESRGANPairedDataset"}
 # Of these it is known what their lists and folders hold.
 _UNDERSTOOD = {*_PAIRED, "SingleImageDataset", "DownsampleImageDataset", "RealESRGANDataset"}
+
+Partners = tuple[Pictures, Callable[[str], str]]
 
 
 def check_datasets(report: Report) -> None:
@@ -157,13 +160,19 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str) -> None
     list_key = "meta_info" if kind.startswith("RealESRGAN") else "meta_info_file"
     listed = None if is_lmdb else value.get(list_key)
     place = (*path, list_key)
-    if report.is_wrong(place) or (kind == "RealESRGANPairedDataset" and listed is not None):
+    if report.is_wrong(place):
         return
     main = _main(kind)
     if not isinstance(value.get(main), str):
         return
     sides: dict[str, Pictures] = {}
     try:
+        if listed is not None and kind == "RealESRGANPairedDataset":
+            if isinstance(value.get("dataroot_lq"), str):
+                gt, lq = pictures.in_pairs(listed, value[main], value["dataroot_lq"])
+                pairs = dict(zip(gt.names, lq.names, strict=True))
+                _look(report, path, gt, (lq, pairs.__getitem__), kind)
+            return
         if listed is not None:
             sides[main] = pictures.in_list(listed, value[main])
         for key in (main, "dataroot_lq") if kind in _PAIRED else (main,):
@@ -178,6 +187,11 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str) -> None
     except OSError as error:
         report.error(place, f"cannot be read: {error.strerror}")
         return
+    empty = [key for key, side in sides.items() if not side.names]
+    for key in empty:
+        report.error((*path, key), f"{one_line(value[key])}: no images in it")
+    if empty:
+        return
     lq = None
     if kind in _PAIRED and "dataroot_lq" in sides:
         lq = _partners(report, path, sides[main], sides["dataroot_lq"], listed is not None)
@@ -186,8 +200,8 @@ def _files(report: Report, path: Path, value: dict[str, Any], kind: str) -> None
 
 def _partners(
     report: Report, path: Path, gt: Pictures, lq: Pictures, listed: bool
-) -> tuple[Pictures, str] | None:
-    """The LQ pictures and the template of their names; None where they are not those of GT."""
+) -> Partners | None:
+    """The LQ pictures and how their names follow from GT's; None where they are not those of GT."""
     if report.is_wrong((*path, "filename_tmpl")):
         return None
     form = report.get(*path, "filename_tmpl")
@@ -196,14 +210,16 @@ def _partners(
     if problem:
         report.error((*path, "dataroot_lq"), problem)
         return None
-    return lq, form
+    if gt.is_lmdb:
+        return lq, lambda name: name
+    return lq, lambda name: pictures.partner(os.path.basename(name), form)
 
 
 def _look(
     report: Report,
     path: Path,
     found: Pictures,
-    partners: tuple[Pictures, str] | None,
+    partners: Partners | None,
     kind: str,
 ) -> None:
     """Look at as many pictures as there is time for: whether they can be read, sizes, pairs."""
@@ -227,8 +243,8 @@ def _look(
             smallest = name, header
         if partners is None:
             continue
-        lq, form = partners
-        other = name if found.is_lmdb else pictures.partner(os.path.basename(name), form)
+        lq, name_of = partners
+        other = name_of(name)
         partner = lq.header(other)
         if partner is None and found.is_lmdb:
             continue

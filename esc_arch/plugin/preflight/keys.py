@@ -18,6 +18,7 @@ from esc_arch.plugin.preflight.table import (
     MODEL_REQUIRED,
     homes_of,
     is_number,
+    is_plain,
     loop_keys,
     matches,
     rule_of,
@@ -44,6 +45,8 @@ def check_text_keys(report: Report) -> None:
     for path, _ in walk(report.options):
         if not isinstance(path[-1], str):
             report.error(tuple(map(str, path)), "a key must be text; put it in quotes")
+        elif not is_plain(path[-1]):
+            report.error(tuple(map(str, path)), "a key must be without control characters")
 
 
 def check_unread(report: Report, model: type | None) -> None:
@@ -76,6 +79,8 @@ def unread_of(
     known = loop_keys(section) | words_of(reader) if known is None else known
     for key, value in report.section(*section).items():
         path = (*section, key)
+        if path in report.wrong:
+            continue
         # One seed is read; that the word stands in this package's own states is no reading.
         other_seed = "seed" in key.split("_") and path != ("manual_seed",)
         # What BasicSR and this package read of another section is not read of this one.

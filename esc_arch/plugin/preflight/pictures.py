@@ -11,7 +11,7 @@ import numpy as np
 
 from esc_arch.plugin.data.real_folders import images_below
 from esc_arch.plugin.preflight.table import is_number
-from esc_arch.plugin.preflight.wording import one_line
+from esc_arch.plugin.preflight.wording import one_line, show
 from esc_arch.prepare.headers import Header, read_header
 
 # Pictures of a data set that are looked at first, and seconds for all others.
@@ -129,12 +129,43 @@ def in_list(path: str, root: str) -> Pictures:
                 f"{one_line(path)}: line {number}: a space must follow the name, not a tab or comma"
             )
         names.append(name)
-    for number, name in spread(list(enumerate(names, 1)), _FILES_ASKED_FOR):
-        if not os.path.isfile(os.path.join(root, name)):
+    return _all_there(path, Pictures(root, names))
+
+
+def in_pairs(path: str, gt_root: str, lq_root: str) -> tuple[Pictures, Pictures]:
+    """The pictures of a list of pairs, `GT, LQ` a line, as RealESRGANPairedDataset reads them.
+
+    Raises:
+        Unusable: The list cannot be read, or a line of it is no pair.
+    """
+    names: tuple[list[str], list[str]] = ([], [])
+    for number, line in enumerate(_lines(os.path.expanduser(path), one_line(path)), 1):
+        pair = line.strip().split(", ")
+        if len(pair) != 2:
             raise Unusable(
-                f"{one_line(path)}: line {number}: {one_line(name)} is not below {one_line(root)}"
+                f"{one_line(path)}: line {number} must be GT, LQ: two names with a comma and a "
+                f"space between them, not {show(line)}"
             )
-    return Pictures(root, names)
+        for side, name in zip(names, pair, strict=True):
+            side.append(name)
+    roots = os.path.expanduser(gt_root), os.path.expanduser(lq_root)
+    gt, lq = (_all_there(path, Pictures(*side)) for side in zip(roots, names, strict=True))
+    return gt, lq
+
+
+def _all_there(path: str, pictures: Pictures) -> Pictures:
+    """Pictures of a list, of which none is missing.
+
+    Raises:
+        Unusable: One is.
+    """
+    for number, name in spread(list(enumerate(pictures.names, 1)), _FILES_ASKED_FOR):
+        if not os.path.isfile(os.path.join(pictures.root, name)):
+            raise Unusable(
+                f"{one_line(path)}: line {number}: {one_line(name)} is not below "
+                f"{one_line(pictures.root)}"
+            )
+    return pictures
 
 
 def _lines(path: str, shown: str) -> list[str]:

@@ -18,6 +18,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from esc_arch.errors import UserError
 from esc_arch.plugin.models.optimizers import optimizer_names
 from esc_arch.plugin.preflight import vgg
 from esc_arch.plugin.preflight.build import TooLarge, failure, quietly
@@ -184,7 +185,8 @@ def _build(
             report.error((key,), text)
         else:
             given = ", ".join(f"{name}: {show(value)}" for name, value in options.items())
-            problem = f"{type(error).__name__}: {text}".rstrip(": ")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            problem = f"{kind}{text}".rstrip(": ")
             report.error((key,), f"cannot be built of {one_line(given)} ({problem})")
     else:
         if isinstance(made, torch.nn.Module):
@@ -260,7 +262,7 @@ def check_metrics(report: Report, model: type | None) -> None:
             )
     for key, value in report.section("val", "metrics").items():
         path = ("val", "metrics", key)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or path in report.wrong:
             continue
         if "type" not in value:
             report.error((*path, "type"), "missing; it names the metric")

@@ -7,6 +7,7 @@ hold for keys that something reads, see `known`; the first that fits counts.
 import fnmatch
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -75,11 +76,17 @@ def text(value: Any) -> str | None:
     return None if isinstance(value, str) and value.strip() else "must be text"
 
 
+def is_plain(value: str) -> bool:
+    """Whether text moves no cursor and turns no line about; joiners, of some scripts, are plain."""
+    joined = value.translate({0x200C: None, 0x200D: None})
+    return not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in joined)
+
+
 def name(value: Any) -> str | None:
     """Rule: text that can name a folder."""
     right = isinstance(value, str) and re.fullmatch(r"[^/\\\0\n]+", value) and value.strip(". ")
-    if not right:
-        return "must be text that can name a folder, without a slash"
+    if not right or not is_plain(value):
+        return "must be text that can name a folder, without a slash or control characters"
     size = len(value.encode("utf-8", "surrogatepass"))
     if size > MAX_NAME_BYTES:
         return f"is too long for a folder: {size} bytes in UTF-8, at most {MAX_NAME_BYTES} fit"

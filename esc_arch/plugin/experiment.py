@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 
 try:
     import fcntl
@@ -47,7 +47,11 @@ class ExperimentFolder:
             self.lock(opt)
             _refuse_own_files(opt, opt_file, root)
         before = _archives(root)
-        _once_a_second(make_exp_dirs, opt)
+        try:
+            _once_a_second(make_exp_dirs, opt)
+        except OSError as error:
+            place = printable(error.filename or root)
+            raise UserError(f"{place}: cannot be made: {error.strerror}") from None
         if opt["rank"] == 0:
             self._renamed += [(path, root) for path in _archives(root) - before]
             self.lock(opt)

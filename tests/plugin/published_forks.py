@@ -1,8 +1,46 @@
 """More option files of the forms that people publish: what other trainers' files bring along."""
 
-from published_templates import ABSENT, SRGAN, UNREAD, Published
+from published_templates import ABSENT, ESC, SRGAN, UNREAD, Published
+
+
+def _called(keyword: str) -> dict[str, object]:
+    """ESC with its scale under another keyword."""
+    options = {name: value for name, value in ESC.items() if name != "upscaling_factor"}
+    return {**options, keyword: 4}
+
 
 FORKS = [
+    Published("HAT's upscale", {"network_g": _called("upscale")}),
+    Published("neosr's scale", {"network_g": _called("scale")}),
+    Published(
+        "scale as a float",
+        {"scale": 4.0, "network_g": {**ESC, "upscaling_factor": 4.0, "dim": 16.0}},
+    ),
+    Published("no dist_params", {"dist_params": None}),
+    Published(
+        "color: gray",
+        {"datasets:train:color": "gray", "datasets:val:color": "RGB"},
+        (),
+        ("datasets:train:color: 'gray' has no effect; y is grey",),
+    ),
+    Published(
+        "gt_size null",
+        {"datasets:train:gt_size": None},
+        ("datasets:train:gt_size: must be a whole number at least 1, not None",),
+    ),
+    Published(
+        "mean without std",
+        {"datasets:train:mean": [0.5, 0.5, 0.5], "datasets:val:std": [1, 1, 1]},
+        (
+            "datasets:train:std: missing; mean is there",
+            "datasets:val:mean: missing; std is there",
+        ),
+    ),
+    Published(
+        "SparseAdam",
+        {"train:optim_g": {"type": "SparseAdam", "lr": 1e-3}},
+        ("train:optim_g:type: no optimizer 'SparseAdam'",),
+    ),
     Published(
         "LDL artifacts_opt under SRModel",
         {**SRGAN, "model_type": "SRModel", "train:artifacts_opt": {"type": "L1Loss"}},

@@ -328,3 +328,11 @@ def test_pictures_that_only_opencv_reads_are_no_fault(
     train(write_train_options(changes))
     said = refused(write_train_options({**changes, "scale": 3, "network_g:upscale": 3}))
     assert "a.ras is 24 x 24, but its partner in dataroot_gt 48 x 48: that is not scale 3" in said
+
+
+def test_a_place_for_experiments_that_is_a_file_is_named(
+    write_train_options: WriteOptions, tmp_path: Path
+):
+    (tmp_path / "taken").touch()
+    path = write_train_options({"path:experiments_root": "taken"})
+    assert "taken/tiny: cannot be made: Not a directory" in refused(path)

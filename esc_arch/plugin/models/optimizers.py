@@ -14,12 +14,14 @@ from esc_arch.errors import UserError
 def optimizer_names() -> list[str]:
     """Names of the optimizers in torch.optim that take (params, lr) and one step a call."""
     # LBFGS wants to evaluate the loss itself, several times a step: BasicSR's loop cannot.
+    # SparseAdam takes sparse gradients alone, which no network of pictures has.
+    unfit = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
     return sorted(
         name
         for name, value in vars(torch.optim).items()
         if inspect.isclass(value)
         and issubclass(value, torch.optim.Optimizer)
-        and value not in (torch.optim.Optimizer, torch.optim.LBFGS)
+        and value not in unfit
     )
 
 

@@ -109,6 +109,8 @@ def _values(report: Report, path: Path, value: dict[str, Any]) -> None:
             continue
         if is_number(size) and is_number(scale) and scale and size % scale:
             report.error((*place, "gt_size"), f"{size} must be a multiple of scale, {scale}")
+    if value.get("type") in DATA_REQUIRED:
+        _values_of_basicsr(report, path, value)
     if value.get("prefetch_mode") == "cuda" and value.get("pin_memory") is not True:
         report.error((*path, "prefetch_mode"), "cuda needs pin_memory: true beside it")
     workers = 0 if path[1] != "train" else value.get("num_worker_per_gpu")
@@ -121,6 +123,23 @@ def _values(report: Report, path: Path, value: dict[str, Any]) -> None:
                 (*path, f"kernel_prob{number}"),
                 f"has {len(weights)} values, but kernel_list{number} has {len(names)}",
             )
+
+
+def _values_of_basicsr(report: Report, path: Path, value: dict[str, Any]) -> None:
+    """Check values that BasicSR's own data sets would fail at, or pass over."""
+    place = (*path, "gt_size")
+    read = path[1] == "train" and not report.is_unread(place)
+    if read and "gt_size" in value and value["gt_size"] in (None, ""):
+        report.error(place, f"must be a whole number at least 1, not {show(value['gt_size'])}")
+    for one, other in (("mean", "std"), ("std", "mean")):
+        given = value.get(one)
+        if given is not None and value.get(other) is None:
+            report.error((*path, other), f"missing; {one} is there, and both are needed")
+        elif one == "std" and isinstance(given, list) and 0 in given:
+            report.error((*path, one), f"{show(given)}: pictures are divided by it")
+    colour = value.get("color")
+    if isinstance(colour, str) and colour != "y" and colour.lower() != "rgb":
+        report.warn((*path, "color"), f"{show(colour)} has no effect; y is grey, all else RGB")
 
 
 def _roots(report: Report, path: Path, value: dict[str, Any]) -> bool:

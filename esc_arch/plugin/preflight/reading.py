@@ -57,6 +57,8 @@ def settle(options: dict[str, Any]) -> None:
             for key in path[:-1]:
                 section = section[key]
             section[path[-1]] = int(value)
+    if options.get("dist_params") is None:
+        options.pop("dist_params", None)
     for data in options.get("datasets", {}).values():
         # BasicSR expands the roots only.
         for key in ("meta_info", "meta_info_file"):

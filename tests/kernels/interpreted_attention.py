@@ -28,6 +28,8 @@ SHAPES = [
     (1, 1, 64, 6, 4, 6),
     (3, 2, 8, 1, 1, 4),
     (1, 1, 16, 2, 30, 17),
+    # Tiles that are no whole rows, and fill the window.
+    (1, 1, 16, 20, 26, 24),
 ]
 # Errors that are small whatever torch's own are: some units in the last place.
 SMALL = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}

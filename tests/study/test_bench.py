@@ -1,8 +1,11 @@
 """`basicsr bench`: what it measures is what it says, and what cannot run is a row that says why."""
 
 import csv
+import itertools
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -278,6 +281,34 @@ def test_the_gpu_script_runs_all_kinds_of_steps_on_the_cpu(tmp_path):
         cannot_run = {row.get("backend") for row in rows if row["note"]}
         assert rows and cannot_run <= {"plain-flash-attn"}, name
     assert "FAILED" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_gpu_script_gives_every_step_options_and_models_that_there_are(tmp_path, monkeypatch):
+    class AllRead(Exception):
+        pass
+
+    def stop(device):
+        assert device == "cuda"
+        raise AllRead
+
+    monkeypatch.setattr("esc_arch.cli.bench.checked_device", stop)
+    script = ["bash", ROOT / "benchmarks" / "on_gpu.sh", tmp_path]
+    subprocess.run(script, env={**os.environ, "PYTHON": "echo"}, check=True, capture_output=True)
+    steps = re.findall(r"^== (\w+): python (.*)$", (tmp_path / "log.txt").read_text(), re.MULTILINE)
+    assert steps[0][0] == "check" and len(steps) == 15
+    for name, command in steps:
+        program, *options = command.removeprefix("-m ").split()
+        monkeypatch.setattr(sys, "argv", [program, *options])
+        with pytest.raises(AllRead):
+            if program == "esc_arch.cli":
+                main(options)
+            else:
+                runpy.run_path(str(ROOT / program), run_name="__main__")
+        if program == "esc_arch.cli":
+            rest = options[options.index("--models") + 1 :]
+            for text in itertools.takewhile(lambda option: not option.startswith("-"), rest):
+                assert parse_contender(text).runtime is None, (name, text)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])

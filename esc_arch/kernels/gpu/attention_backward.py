@@ -12,6 +12,7 @@ from esc_arch.kernels.gpu.attention_forward import (
     bias_places,
     column_places,
     locate,
+    pixels_of,
     reflected,
     scaled,
     scores_of,
@@ -48,8 +49,8 @@ def queries_pass(
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     W: tl.constexpr,
-    W_PADDED: tl.constexpr,
     WHOLE: tl.constexpr,
+    ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -61,9 +62,9 @@ def queries_pass(
     strides.
     """
     PIXELS: tl.constexpr = W * W
-    ROWS: tl.constexpr = BLOCK_N // W_PADDED
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
-    EVEN: tl.constexpr = W == W_PADDED and W % ROWS == 0
+    EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
+    BY_ROWS: tl.constexpr = BLOCK_N % W == 0
     window = tl.program_id(0)
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -95,28 +96,26 @@ def queries_pass(
     log_sums_of = selection(parts[:, None], 0, BLOCK_N, q.dtype)
     deltas_of = selection(parts[:, None], 8, BLOCK_N, q.dtype)
 
-    keys = tl.arange(0, BLOCK_N)
-    key_rows, key_columns = keys // W_PADDED, keys % W_PADDED
-    in_row = key_columns < W
-    columns = column_places(
-        top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE
-    )
     if not EVEN_M:
         query_rows = tl.minimum(query_rows, W - 1)
-    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     grad_q = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
-    for row in range(0, W, ROWS):
+    for at in range(0, W if BY_ROWS else PIXELS, BLOCK_N // W if BY_ROWS else BLOCK_N):
+        row, key_rows, key_columns = pixels_of(at, W, BLOCK_N)
+        bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+        columns = column_places(
+            top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE, ONCE
+        )
         if WHOLE:
             address = base + row * row_stride + columns[:, None] + channels[None, :]
         else:
-            rows = reflected(top + row + key_rows, height) * row_stride
+            rows = reflected(top + row + key_rows, height, ONCE) * row_stride
             address = base + (rows + columns)[:, None] + channels[None, :]
         if EVEN:
             bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
         else:
-            inside = in_row & (row + key_rows < W)
+            inside = row + key_rows < W
             bias = tl.load(
                 bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
             )
@@ -124,7 +123,7 @@ def queries_pass(
             k = tl.load(k_ptr + address)
             v = tl.load(v_ptr + address)
         else:
-            key_mask = (in_row & (row + key_rows < W))[:, None] & real[None, :]
+            key_mask = (row + key_rows < W)[:, None] & real[None, :]
             k = tl.load(k_ptr + address, mask=key_mask, other=0.0)
             v = tl.load(v_ptr + address, mask=key_mask, other=0.0)
         scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
@@ -166,8 +165,8 @@ def keys_pass(
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     W: tl.constexpr,
-    W_PADDED: tl.constexpr,
     WHOLE: tl.constexpr,
+    ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -178,9 +177,9 @@ def keys_pass(
     The gradients are those of whole windows, with the padded_ strides.
     """
     PIXELS: tl.constexpr = W * W
-    ROWS: tl.constexpr = BLOCK_N // W_PADDED
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
-    EVEN: tl.constexpr = W == W_PADDED and W % ROWS == 0
+    EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
+    BY_ROWS: tl.constexpr = BLOCK_N % W == 0
     window = tl.program_id(0)
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -196,42 +195,42 @@ def keys_pass(
     mask = (keys < PIXELS)[:, None] & real[None, :]
     rows, columns = top + key_rows, left + key_columns
     if not WHOLE:
-        rows = reflected(rows, height)
-        columns = reflected(columns, width)
+        rows = reflected(rows, height, ONCE)
+        columns = reflected(columns, width, ONCE)
     places = rows * row_stride + columns * column_stride
     k = tl.load(k_ptr + base + places[:, None] + channels[None, :], mask=mask, other=0.0)
     v = tl.load(v_ptr + base + places[:, None] + channels[None, :], mask=mask, other=0.0)
     # In the scores the scale is the keys', so that the queries need no copy of their own.
     scaled_k, k_rest = scaled(k, score_scale, k_ptr.dtype.element_ty)
 
-    queries = tl.arange(0, BLOCK_N)
-    query_rows, query_columns = queries // W_PADDED, queries % W_PADDED
-    in_row = query_columns < W
-    places = (top + query_rows) * row_stride + (left + query_columns) * column_stride
-    out_places = (top + query_rows) * out_row_stride + (left + query_columns) * out_column_stride
     parts = tl.arange(0, 16)
-    sums_places = (query_rows * W + query_columns)[:, None] * 16 + parts[None, :]
     log_sums_of = tl.trans(selection(parts[:, None], 0, BLOCK_M, q_ptr.dtype.element_ty))
     deltas_of = tl.trans(selection(parts[:, None], 8, BLOCK_M, q_ptr.dtype.element_ty))
     if not EVEN_M:
         key_rows = tl.minimum(key_rows, W - 1)
-    bias_tile = bias_places(key_rows, key_columns, query_rows, query_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     grad_k = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
     grad_v = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
     # Rows of queries below the image weigh nothing.
     wanted_rows = W if WHOLE else tl.minimum(height - top, W)
-    for row in range(0, wanted_rows, ROWS):
-        address = base + row * row_stride + places[:, None] + channels[None, :]
-        out_address = out_base + row * out_row_stride + out_places[:, None] + channels[None, :]
+    end = wanted_rows if BY_ROWS else wanted_rows * W
+    for at in range(0, end, BLOCK_N // W if BY_ROWS else BLOCK_N):
+        row, query_rows, query_columns = pixels_of(at, W, BLOCK_N)
+        bias_tile = bias_places(key_rows, key_columns, query_rows, query_columns, W)
+        down, right = top + query_rows, left + query_columns
+        query_places = down * row_stride + right * column_stride
+        address = base + row * row_stride + query_places[:, None] + channels[None, :]
+        query_places = down * out_row_stride + right * out_column_stride
+        out_address = out_base + row * out_row_stride + query_places[:, None] + channels[None, :]
+        sums_places = (query_rows * W + query_columns)[:, None] * 16 + parts[None, :]
         sums_address = sums_ptr + row * (W * 16) + sums_places
-        if EVEN and WHOLE:
+        if EVEN:
             bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
             sums = tl.load(sums_address)
         else:
             # Queries outside of the image are in `sums` as ones without weights.
-            inside = in_row & (row + query_rows < W)
+            inside = row + query_rows < W
             bias = tl.load(
                 bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
             )
@@ -240,9 +239,9 @@ def keys_pass(
             q = tl.load(q_ptr + address)
             grad_out = tl.load(grad_out_ptr + out_address)
         else:
-            inside = in_row & (row + query_rows < W) & (top + row + query_rows < height)
+            inside = row + query_rows < wanted_rows
             if not WHOLE:
-                inside = inside & (left + query_columns < width)
+                inside = inside & (right < width)
             query_mask = inside[:, None] & real[None, :]
             q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
             grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)
@@ -272,6 +271,7 @@ def bias_pass(
     grad_out_ptr,
     grad_bias_ptr,
     origins_ptr,
+    filled,
     windows,
     first_head,
     height,
@@ -285,6 +285,7 @@ def bias_pass(
     D_PADDED: tl.constexpr,
     W: tl.constexpr,
     WHOLE: tl.constexpr,
+    ONCE: tl.constexpr,
     ALIGNED: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -292,10 +293,11 @@ def bias_pass(
 ):
     """One program: the gradient of a tile of one head's bias, summed over all windows.
 
-    `origins_ptr` is (windows, 4) of int64: where a window begins in keys and in results, and its
-    first row and column; ALIGNED says that it begins at multiples of 16. `scaled_q_ptr` has queries
-    times the scale of scores, with the strides of results. `grad_bias_ptr` is (heads from
-    `first_head` on, W * W, W * W) in float32, queries by keys.
+    `origins_ptr` is (windows, 5) of int64, first the `filled` windows that the image fills: where
+    a window begins in keys, in results and in `sums_ptr`, and its first row and column; ALIGNED
+    says that it begins at multiples of 16. `scaled_q_ptr` has queries times the scale of scores,
+    with the strides of results. `grad_bias_ptr` is (heads from `first_head` on, W * W, W * W) in
+    float32, queries by keys.
     """
     PIXELS: tl.constexpr = W * W
     EVEN: tl.constexpr = PIXELS % BLOCK_M == 0 and PIXELS % BLOCK_N == 0 and D == D_PADDED
@@ -315,50 +317,52 @@ def bias_pass(
     parts = tl.arange(0, 16)
     log_sums_of = selection(parts[:, None], 0, BLOCK_N, k_ptr.dtype.element_ty)
     deltas_of = selection(parts[:, None], 8, BLOCK_N, k_ptr.dtype.element_ty)
+    sums_places = (head * PIXELS + queries)[:, None] * 16 + parts[None, :]
     out_places = query_rows * out_row_stride + query_columns * out_column_stride
     key_places = key_rows * row_stride + key_columns * column_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for window in range(0, windows):
-        base = tl.load(origins_ptr + 4 * window)
-        out_base = tl.load(origins_ptr + 4 * window + 1)
-        if ALIGNED:
-            # Loads are then of 16 bytes each.
-            base, out_base = tl.multiple_of(base, 16), tl.multiple_of(out_base, 16)
-        base, out_base = base + head * D, out_base + head * D
-        out_address = out_base + out_places[:, None] + channels[None, :]
-        if WHOLE:
-            key_address = base + key_places[:, None] + channels[None, :]
-        else:
-            top = tl.load(origins_ptr + 4 * window + 2).to(tl.int32)
-            left = tl.load(origins_ptr + 4 * window + 3).to(tl.int32)
-            rows, columns = reflected(top + key_rows, height), reflected(left + key_columns, width)
-            rows, columns = rows - top, columns - left
-            key_address = base + (rows * row_stride + columns * column_stride)[:, None]
-            key_address += channels[None, :]
-        sums_address = (window * HEADS + head).to(tl.int64) * (PIXELS * 16)
-        sums_address = sums_ptr + sums_address + queries[:, None] * 16 + parts[None, :]
-        if EVEN and WHOLE:
-            q = tl.load(scaled_q_ptr + out_address)
-            grad_out = tl.load(grad_out_ptr + out_address)
-            k = tl.load(k_ptr + key_address)
-            v = tl.load(v_ptr + key_address)
-            sums = tl.load(sums_address)
-        else:
-            wanted = queries < PIXELS
-            if not WHOLE:
-                wanted = wanted & (top + query_rows < height) & (left + query_columns < width)
-            mask = wanted[:, None] & real[None, :]
-            q = tl.load(scaled_q_ptr + out_address, mask=mask, other=0.0)
-            grad_out = tl.load(grad_out_ptr + out_address, mask=mask, other=0.0)
-            key_mask = (keys < PIXELS)[:, None] & real[None, :]
-            k = tl.load(k_ptr + key_address, mask=key_mask, other=0.0)
-            v = tl.load(v_ptr + key_address, mask=key_mask, other=0.0)
-            sums = tl.load(sums_address, mask=(queries < PIXELS)[:, None], other=0.0)
-        scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
-        scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-        products = tl.dot(sums, deltas_of, input_precision=PRECISION)
-        products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
-        total += tl.exp2(scores) * products
+    # Windows that the image fills need neither masks nor reflection.
+    for completed in tl.static_range(0, 1 if WHOLE else 2):
+        for window in range(filled if completed else 0, windows if completed else filled):
+            origin_ptr = origins_ptr + 5 * window
+            base, out_base = tl.load(origin_ptr), tl.load(origin_ptr + 1)
+            if ALIGNED:
+                # Loads are then of 16 bytes each.
+                base, out_base = tl.multiple_of(base, 16), tl.multiple_of(out_base, 16)
+            base, out_base = base + head * D, out_base + head * D
+            out_address = out_base + out_places[:, None] + channels[None, :]
+            if completed:
+                top = tl.load(origin_ptr + 3).to(tl.int32)
+                left = tl.load(origin_ptr + 4).to(tl.int32)
+                rows = reflected(top + key_rows, height, ONCE) - top
+                columns = reflected(left + key_columns, width, ONCE) - left
+                key_address = base + (rows * row_stride + columns * column_stride)[:, None]
+                key_address += channels[None, :]
+            else:
+                key_address = base + key_places[:, None] + channels[None, :]
+            sums_address = tl.multiple_of(tl.load(origin_ptr + 2), 16) + sums_places
+            if EVEN and not completed:
+                q = tl.load(scaled_q_ptr + out_address)
+                grad_out = tl.load(grad_out_ptr + out_address)
+                k = tl.load(k_ptr + key_address)
+                v = tl.load(v_ptr + key_address)
+                sums = tl.load(sums_ptr + sums_address)
+            else:
+                wanted = queries < PIXELS
+                sums = tl.load(sums_ptr + sums_address, mask=wanted[:, None], other=0.0)
+                if completed:
+                    wanted = wanted & (top + query_rows < height) & (left + query_columns < width)
+                mask = wanted[:, None] & real[None, :]
+                q = tl.load(scaled_q_ptr + out_address, mask=mask, other=0.0)
+                grad_out = tl.load(grad_out_ptr + out_address, mask=mask, other=0.0)
+                key_mask = (keys < PIXELS)[:, None] & real[None, :]
+                k = tl.load(k_ptr + key_address, mask=key_mask, other=0.0)
+                v = tl.load(v_ptr + key_address, mask=key_mask, other=0.0)
+            scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
+            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
+            products = tl.dot(sums, deltas_of, input_precision=PRECISION)
+            products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
+            total += tl.exp2(scores) * products
 
     address = (tl.program_id(2) * PIXELS + queries).to(tl.int64)[:, None] * PIXELS + keys[None, :]
     tl.store(grad_bias_ptr + address, total, mask=inside)

@@ -10,10 +10,15 @@ import triton.language as tl
 
 
 @triton.jit
-def reflected(position, size):
-    """Where a pixel of an image lies that is continued at its end by reflection."""
-    period = tl.maximum(2 * (size - 1), 1)
-    position = position % period
+def reflected(position, size, ONCE: tl.constexpr):
+    """Where a pixel of an image lies that is continued at its end by reflection.
+
+    ONCE: no further than to its first pixel, as where images are as large as windows.
+    """
+    period = 2 * (size - 1)
+    if not ONCE:
+        period = tl.maximum(period, 1)
+        position = position % period
     return tl.minimum(position, period - position)
 
 
@@ -43,6 +48,21 @@ def scores_of(first, rest, second, start, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def pixels_of(at, W: tl.constexpr, COUNT: tl.constexpr):
+    """A row of a window, and rows (from that one on) and columns of COUNT of its pixels.
+
+    These are whole rows where COUNT is a multiple of W, and `at` is the first of them; in a loop
+    the compiler then computes once what does not depend on it. Else `at` is the first pixel.
+    """
+    pixels = tl.arange(0, COUNT)
+    row = at
+    if COUNT % W != 0:
+        pixels += at
+        row = 0
+    return row, pixels // W, pixels % W
+
+
+@triton.jit
 def bias_places(rows, columns, other_rows, other_columns, W: tl.constexpr):
     """Where the biases of pixels (rows) with other pixels (columns) lie in `layouts.bias_tiles`."""
     places = ((W - 1 - rows) * W + columns) * W
@@ -50,11 +70,21 @@ def bias_places(rows, columns, other_rows, other_columns, W: tl.constexpr):
 
 
 @triton.jit
-def column_places(top, left, rows, columns, width, row_stride, column_stride, WHOLE: tl.constexpr):
+def column_places(
+    top,
+    left,
+    rows,
+    columns,
+    width,
+    row_stride,
+    column_stride,
+    WHOLE: tl.constexpr,
+    ONCE: tl.constexpr,
+):
     """What does not depend on the row of the window that pixels are in, of where they lie."""
     places = left + columns
     if not WHOLE:
-        places = reflected(places, width)
+        places = reflected(places, width, ONCE)
     places = places * column_stride
     if WHOLE:
         places += (top + rows) * row_stride
@@ -82,8 +112,8 @@ def window_attention_forward(
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
     W: tl.constexpr,
-    W_PADDED: tl.constexpr,
     WHOLE: tl.constexpr,
+    ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -97,9 +127,9 @@ def window_attention_forward(
     exponentials, as few as the matrix units make.
     """
     PIXELS: tl.constexpr = W * W
-    ROWS: tl.constexpr = BLOCK_N // W_PADDED
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
-    EVEN: tl.constexpr = W == W_PADDED and W % ROWS == 0
+    EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
+    BY_ROWS: tl.constexpr = BLOCK_N % W == 0
     IN_MATRIX_UNITS: tl.constexpr = k_ptr.dtype.element_ty != tl.float32
     # Neighbouring programs share the bias, which then comes from a cache.
     window = tl.program_id(0)
@@ -127,16 +157,8 @@ def window_attention_forward(
     )
     q, q_rest = scaled(q, scale, k_ptr.dtype.element_ty)
 
-    # Keys go by rows of the window; all that does not depend on the row is computed once.
-    keys = tl.arange(0, BLOCK_N)
-    key_rows, key_columns = keys // W_PADDED, keys % W_PADDED
-    in_row = key_columns < W
-    columns = column_places(
-        top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE
-    )
     if not EVEN_M:
         query_rows = tl.minimum(query_rows, W - 1)
-    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     top_score = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -144,16 +166,21 @@ def window_attention_forward(
     ones = tl.full([BLOCK_N, SUMS], 1.0, tl.float32).to(k_ptr.dtype.element_ty)
     sums_by_dot = tl.zeros([BLOCK_M, SUMS], tl.float32)
     result = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
-    for row in range(0, W, ROWS):
+    for at in range(0, W if BY_ROWS else PIXELS, BLOCK_N // W if BY_ROWS else BLOCK_N):
+        row, key_rows, key_columns = pixels_of(at, W, BLOCK_N)
+        bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+        columns = column_places(
+            top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE, ONCE
+        )
         if WHOLE:
             address = base + row * row_stride + columns[:, None] + channels[None, :]
         else:
-            rows = reflected(top + row + key_rows, height) * row_stride
+            rows = reflected(top + row + key_rows, height, ONCE) * row_stride
             address = base + (rows + columns)[:, None] + channels[None, :]
         if EVEN:
             bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
         else:
-            inside = in_row & (row + key_rows < W)
+            inside = row + key_rows < W
             bias = tl.load(
                 bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
             )
@@ -161,7 +188,7 @@ def window_attention_forward(
             k = tl.load(k_ptr + address)
             v = tl.load(v_ptr + address)
         else:
-            mask = (in_row & (row + key_rows < W))[:, None] & real[None, :]
+            mask = (row + key_rows < W)[:, None] & real[None, :]
             k = tl.load(k_ptr + address, mask=mask, other=0.0)
             v = tl.load(v_ptr + address, mask=mask, other=0.0)
         scores = scores_of(q, q_rest, k, bias, PRECISION)

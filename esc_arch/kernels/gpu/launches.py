@@ -35,8 +35,23 @@ class Launch(NamedTuple):
     stages: int
 
 
+@functools.cache
+def on_rdna() -> bool:
+    """Tell whether the GPU is one of AMD's whose warps have 32 lanes, as Radeon RX have."""
+    if not ON_AMD:
+        return False
+    from triton.runtime import driver
+
+    return driver.active.get_current_target().warp_size == 32
+
+
 def launch_for(
-    kernel: str, dtype: torch.dtype, head_dim: int, window_size: int, amd: bool = ON_AMD
+    kernel: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    window_size: int,
+    amd: bool = ON_AMD,
+    rdna: bool | None = None,
 ) -> Launch:
     """Choose how to cut a kernel; benchmarks/gpu_static.py shows what registers each choice takes.
 
@@ -46,16 +61,23 @@ def launch_for(
         head_dim: Channels D of a head.
         window_size: Side w of a window in pixels.
         amd: Whether it runs on a GPU of AMD, which has less shared memory.
+        rdna: Whether on one whose warps have 32 lanes; default: as this machine's.
     """
-    row = power_of_two(window_size)
+    rdna = on_rdna() if rdna is None else rdna
     pixels = max(16, power_of_two(window_size**2))
     wide = power_of_two(head_dim) > 32
     if INTERPRETED:
         block_m, block_n, warps, stages = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4, 1
     elif dtype == torch.float32:
         block_m, block_n, warps, stages = 32 if kernel == "bias" else 64, 32, 4, 1
+        if rdna and kernel in ("queries", "keys"):
+            block_m, block_n = 32, 16
+        elif rdna:
+            warps = 8
     elif amd and kernel != "bias":
         block_m, block_n, warps, stages = 64 if wide else 128, 32, 4, 1
+        if rdna and kernel != "queries":
+            warps = 8
         if kernel == "forward" and not wide:
             block_n = 64
     elif kernel == "forward":
@@ -65,11 +87,7 @@ def launch_for(
     elif kernel == "keys":
         block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
     else:
-        narrow = not wide and row <= 32
-        block_m, block_n, warps, stages = (128, 64, 4, 1) if narrow else (64, 64, 4, 1)
-    if kernel != "bias":
-        if row > block_n:  # A row of keys must fit.
-            block_m, block_n = max(16, block_m * block_n // row), row
+        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 64, 4, 1)
     return Launch(min(block_m, pixels), max(16, min(block_n, pixels)), warps, stages)
 
 
@@ -115,16 +133,21 @@ class Tile(NamedTuple):
         return -(-height // self.height) * -(-width // self.width), x.shape[0]
 
 
-def tile_for(dtype: torch.dtype, gradients: bool = False, amd: bool = ON_AMD) -> Tile:
+def tile_for(
+    dtype: torch.dtype, gradients: bool = False, amd: bool = ON_AMD, rdna: bool | None = None
+) -> Tile:
     """Choose how to cut the kernels that go by pixels.
 
     Args:
         dtype: Of features and weights.
         gradients: Whether they are those of the backward.
         amd: Whether they run on a GPU of AMD.
+        rdna: See `launch_for`.
     """
     if INTERPRETED:
         return Tile(32, 32, 128, 4)
+    if dtype == torch.float32 and (on_rdna() if rdna is None else rdna):
+        return Tile(4, 16, 16, 16)
     if gradients and dtype == torch.float32:
         # Products are not computed by matrix units, and take more registers.
         return Tile(4, 16, 16, 8)

@@ -103,10 +103,19 @@ def _in_windows(x: Tensor, w: int) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads, w * w)
 
 
-def origins_of(q: Tensor, out: Tensor, w: int) -> Tensor:
-    """Of each window: its offsets in `q` and in `out`, its first row and its first column."""
+def origins_of(q: Tensor, out: Tensor, heads: int, w: int) -> tuple[Tensor, int]:
+    """Where each window begins, those first that the image fills.
+
+    Returns:
+        (windows, 5) of int64: a window's offsets in `q`, in `out` and in what `sums_of` returns,
+        its first row and its first column; and how many windows the image fills.
+    """
     batch, _, height, width = q.shape
     starts = (torch.arange(batch), torch.arange(0, height, w), torch.arange(0, width, w))
-    images, rows, columns = torch.cartesian_prod(*starts).to(q.device).unbind(1)
+    images, rows, columns = torch.cartesian_prod(*starts).unbind(1)
     offsets = [images * x.stride(0) + rows * x.stride(2) + columns * x.stride(3) for x in (q, out)]
-    return torch.stack([*offsets, rows, columns], dim=1)
+    offsets.append(torch.arange(len(images)) * (heads * w**2 * 16))
+    completed = (rows + w > height) | (columns + w > width)
+    order = completed.to(torch.uint8).argsort(stable=True)
+    origins = torch.stack([*offsets, rows, columns], dim=1)[order]
+    return origins.to(q.device), batch * (height // w) * (width // w)

@@ -67,6 +67,8 @@ def _arguments(
         "D_PADDED": max(16, power_of_two(head_dim)),
         "W": window_size,
         "WHOLE": height % window_size == 0 and width % window_size == 0,
+        # What completes a side is then less than the image has.
+        "ONCE": all(side > -side % window_size for side in (height, width)),
         "PRECISION": _precision(q.dtype),
         "BLOCK_M": launch.block_m,
         "BLOCK_N": launch.block_n,
@@ -146,7 +148,6 @@ def triton_window_attention(
         log_sums,
         head_dim**-0.5 * LOG2_E,
         *sizes,
-        W_PADDED=power_of_two(window_size),
         **constants,
     )
     return out, log_sums
@@ -186,7 +187,6 @@ def triton_window_attention_backward(
     grad_q = torch.empty_like(grad_out)
     launch = launch_for("queries", q.dtype, head_dim, w)
     sizes, constants = _arguments(q, grad_out, heads, w, launch)
-    padded = power_of_two(w)
     tiles = bias_tiles(bias_table, w)
     grid = (windows, -(-pixels // launch.block_m), heads)
     backward_kernels.queries_pass[grid](
@@ -200,7 +200,6 @@ def triton_window_attention_backward(
         scale,
         scale * LOG2_E,
         *sizes,
-        W_PADDED=padded,
         **constants,
     )
 
@@ -216,7 +215,6 @@ def triton_window_attention_backward(
     grid = (windows, -(-pixels // launch.block_m), heads)
     backward_kernels.keys_pass[grid](
         *(q, k, v, turned, sums, grad_out, grad_k, grad_v, scale, scale * LOG2_E, *sizes),
-        W_PADDED=padded,
         **constants,
     )
     if not constants["WHOLE"]:
@@ -227,7 +225,8 @@ def triton_window_attention_backward(
     constants["ALIGNED"] = all(stride % 16 == 0 for stride in sizes[2:])
     sizes = [*sizes[:2], *sizes[3:5], *sizes[6:]]
     scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
-    origins = origins_of(q, grad_out, w)
+    origins, filled = origins_of(q, grad_out, heads, w)
+    counts = filled, windows
     at_once = max(1, min(heads, BIAS_VALUES // pixels**2))
     grad_tables = []
     for first in range(0, heads, at_once):
@@ -235,7 +234,7 @@ def triton_window_attention_backward(
         grad_bias = q.new_empty((count, pixels, pixels), dtype=torch.float32)
         grid = (-(-pixels // launch.block_m), -(-pixels // launch.block_n), count)
         backward_kernels.bias_pass[grid](
-            *(scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, windows, first, *sizes),
+            *(scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, *counts, first, *sizes),
             **constants,
         )
         grad_tables.append(relative_position_bias_backward(grad_bias, w))

@@ -1,5 +1,6 @@
 """What kind of file a checkpoint is, by its content; the names of files do not decide."""
 
+import codecs
 import json
 import os
 import stat
@@ -58,7 +59,7 @@ def kind_of(path: Path) -> str:
             f"{printable(path)}: is a Git LFS pointer, not the file itself; get that with: "
             "git lfs pull"
         )
-    start = head.lstrip().lower()
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise UserError(f"{printable(path)}: is a web page, not a checkpoint; download it again")
     length = int.from_bytes(head[:8], "little")

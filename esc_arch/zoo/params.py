@@ -14,10 +14,18 @@ from esc_arch.zoo.foreign import with_tables
 PARAM_KEYS = ("params_ema", "params")
 _SPELLINGS = {"params_ema": ("params_ema", "params-ema"), "params": ("params",)}
 # What trainers put around the tensors of a network, and in front of their names.
-_WRAPPERS = ("model_state_dict", "state_dict", "model", "net_g", "netG", "generator", "net")
-_PREFIXES = ("module.", "_orig_mod.", "net_g.", "netG.", "generator.", "model.", "net.")
-# Of a Lightning module with several networks, those that are the generator's.
-_GENERATORS = ("net_g.", "netG.", "generator.")
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_model", "net_g_ema", "g_ema", "ema"),
+    *("model_state_dict", "state_dict", "model", "net_g", "netG", "generator", "net"),
+    *("network_g", "network", "weights", "g"),
+)
+_PREFIXES = (
+    *("module.", "_orig_mod.", "net_g.", "netG.", "generator.", "model.", "net."),
+    *("params_ema.", "params."),
+)
+# Of several networks in one mapping, of a Lightning module or of a .safetensors file that another
+# was flattened into, those that are the generator's and the averaged ones.
+_GENERATORS = ("net_g.", "netG.", "generator.", "params_ema.", "params.")
 _DEEPEST = 8
 
 
@@ -172,6 +180,8 @@ def check_plain(value: Tensor, shown: str) -> None:
         raise UserError(f"{shown} is not a plain tensor; a network's are")
     if value.is_quantized or value.is_complex():
         raise UserError(f"{shown} is of {value.dtype}; a network's tensors are floats")
+    if value.is_floating_point() and value.element_size() < 2:
+        raise UserError(f"{shown} is of {value.dtype}; save it in float16, bfloat16 or float32")
     # Strides of 0 let a file of some bytes ask for terabytes.
     held = value.untyped_storage().nbytes()
     if value.numel() * value.element_size() > held:

@@ -62,6 +62,11 @@ WRAPPERS = [
     ["model_state_dict"],
     ["state_dict", "params_ema"],
     ["model", "state_dict"],
+    ["state_dict_ema"],
+    ["ema_model"],
+    ["ema", "state_dict"],
+    ["network_g"],
+    ["weights"],
     [],
 ]
 PREFIXES = [
@@ -72,6 +77,8 @@ PREFIXES = [
     ["model."],
     ["netG."],
     ["generator.", "module."],
+    ["params_ema."],
+    ["params.", "module."],
     [],
 ]
 
@@ -86,6 +93,21 @@ def test_wrappers_and_prefixes_are_unwrapped_in_any_order(wrapper, prefix, folde
     checkpoint = read_checkpoint("net.pth")
     assert checkpoint.network_g == TINY
     assert all(torch.equal(checkpoint.best[name], value) for name, value in params.items())
+
+
+def test_of_flattened_weights_the_averaged_are_taken(folder, params):
+    flat = {f"params_ema.{name}": value for name, value in params.items()}
+    flat |= {f"params.{name}": value + 1 for name, value in params.items()}
+    save_file(flat, "flat.safetensors")
+    found = read_checkpoint("flat.safetensors").best
+    assert found.keys() == params.keys()
+    assert all(torch.equal(found[name], value) for name, value in params.items())
+
+
+def test_floats_of_8_bits_are_refused(folder, params):
+    name = next(iter(params))
+    torch.save({**params, name: params[name].to(torch.float8_e4m3fn)}, "net.pth")
+    assert f"'{name}' is of torch.float8_e4m3fn; save it in float16" in refusal("net.pth")
 
 
 def test_of_a_lightning_module_the_generator_is_taken(folder, params):

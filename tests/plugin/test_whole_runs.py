@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from published_templates import ESC
 from runs_in_process import (
     WriteOptions,
     command,
@@ -78,6 +79,19 @@ def test_an_unknown_key_of_weights_is_refused_and_a_missing_average_is_said(
     log = log_of("next")
     assert "no weights under params_ema: params is taken instead" in log
     assert f"from {weights} [params]." in log
+
+
+def test_the_log_names_no_key_that_a_file_lacks_and_resizing_once(
+    write_train_options: WriteOptions,
+):
+    from basicsr.archs import build_network
+
+    torch.save(build_network({**ESC, "upscaling_factor": 3}).state_dict(), "flat.pth")
+    changes = {"path:pretrain_network_g": "flat.pth", "train:total_iter": 1}
+    log = train(write_train_options({"network_g": {**ESC, "upscaling_factor": 2}, **changes}))
+    assert log.count("from flat.pth [the only weights in it]") == 2
+    assert "[params" not in log
+    assert log.count("weights of another scale") == 1
 
 
 def test_debug_within_a_name_changes_nothing(write_train_options: WriteOptions):

@@ -73,10 +73,15 @@ class Checkpointing(Validating, ExactWarmup):
         state = load_state(load_path)
         param_key = self._key_in(state, "params" if param_key is None else param_key, load_path)
         weights = select_params(state, load_path, param_key)
-        get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{param_key}].")
+        # Some files hold the tensors directly, or in what another trainer wraps them in.
+        has_key = {param_key, param_key.replace("_", "-")} & set(state)
+        taken = param_key if has_key else "the only weights in it"
+        get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{taken}].")
         self._print_different_keys_loading(net, weights, strict)
         resized = load_weights(net, weights, load_path, strict)
-        if resized:
+        # Once, though the averaged network is loaded too.
+        if resized and resized != getattr(self, "_said_of_scale", None):
+            self._said_of_scale = resized
             get_root_logger().warning(resized)
 
     @staticmethod

@@ -14,6 +14,7 @@ import torch
 
 import esc_arch
 from esc_arch.cli.main import main
+from esc_arch.films import CODECS
 from esc_arch.inference.picture_files import Picture
 from esc_arch.zoo.identify import build_on_meta
 
@@ -130,6 +131,22 @@ def test_ffv1_is_what_the_pipeline_gives_to_the_bit(folder, photographs):
     assert upscale("clip.mkv", "-o", "out", "--codec", "ffv1") == 0
     for ours, theirs in zip(frames("out/clip.mkv"), expected("clip.mkv"), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("codec, form", [("av1", "mp4"), ("av1", "webm"), ("hevc", "mkv")])
+def test_other_codecs_hold_the_same_film(codec, form, folder, photographs):
+    encoder, _ = CODECS[codec]
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {encoder}")
+    make_clip("clip.mp4", photographs["coffee"], UNEVEN, sound=False)
+    assert upscale("clip.mp4", "-o", f"a.{form}", "--codec", codec, "--quality", "90") == 0
+    with av.open(f"a.{form}") as film:
+        assert codec in film.streams.video[0].codec_context.codec.long_name.lower()
+    results = frames(f"a.{form}")
+    assert len(results) == len(UNEVEN)
+    assert min(map(psnr, results, expected("clip.mp4"))) > 34
+    # Matroska counts whole milliseconds.
+    assert times(f"a.{form}") == pytest.approx(times("clip.mp4"), abs=1.1e-3)
 
 
 def test_ten_bits_stay_ten(folder, photographs):

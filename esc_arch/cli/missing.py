@@ -24,14 +24,13 @@ def need(*modules: str) -> None:
 
 
 def how_to_bring(module: str | None) -> str | None:
-    """One line on a missing module, with all that its extra asks for; None for any other module."""
+    """One line on a missing module and the extra that asks for it; None for any other module."""
     if module == "basicsr":
         return NO_BASICSR
     extra = EXTRAS.get((module or "").partition(".")[0])
     if extra is None:
         return None
-    quoted = " ".join(f"'{each}'" for each in requirements(extra) or [f"esc-arch[{extra}]"])
-    brings = f"pip install {quoted}"
+    brings = f"pip install 'esc-arch[{extra}]'"
     return f"{module} is not installed here; this brings it, and what goes with it: {brings}"
 
 

@@ -1,6 +1,8 @@
 """What README and docs/ tell users to type is what the package takes, and the main of it runs."""
 
+import ast
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -21,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("", "bash", "sh", "console")
 # What stands in front of commands of ours, and what is not ours to check.
 STARTERS = ("torchrun", "srun")
-OTHERS = ("git", "pip", "cd", "mkdir", "cp", "export", "apt-get", "brew")
+OTHERS = ("git", "pip", "source", "cd", "mkdir", "cp", "export", "apt-get", "brew")
 OF_SHELL = ("status=$?", "if", "then", "fi", "exit")
 
 # Commands that are run below, as they stand in the pages.
@@ -195,3 +197,46 @@ def test_the_site_builds_without_a_warning(tmp_path):
     html = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     fetched = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"?(https?://[^\s\">]+)", html)
     assert fetched == []
+
+
+def extras():
+    """The extras that setup.py declares."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "extras_require":
+            return [key.value for key in node.value.keys]
+    raise AssertionError("setup.py declares no extras")
+
+
+def test_the_page_on_installing_names_every_extra_but_those_of_the_tests():
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8").partition("## Extras")[2]
+    named = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
+    assert sorted(named) == sorted(set(extras()) - {"test", "test-all"})
+
+
+def test_extras_are_spelled_in_one_way_in_pages_and_messages():
+    """The package is on no index: by its bare name pip finds it only where it is installed."""
+    files = [*PAGES, *sorted((ROOT / "esc_arch").rglob("*.py"))]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    # The one place says what it would do.
+    assert [name for name, text in texts.items() if re.search(r"\.\[[a-z]+\]", text)] == [
+        "install.md"
+    ]
+    found = [
+        (quote, extra)
+        for text in texts.values()
+        for quote, extra in re.findall(
+            r"pip install [^\n`]*?(['\"]?)esc-arch(?:\[([^\]]+)\])?", text
+        )
+    ]
+    assert len(found) > 8
+    # What `basicsr` says of a missing module is put together from the module's extra.
+    assert all(quote == "'" and extra in [*extras(), "{extra}"] for quote, extra in found), found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_where_the_demo_is_made_the_command_is_put_on_the_path(page):
+    lines = [*commands(page), []]
+    for words, following in itertools.pairwise(lines):
+        if words == ["make", "demo"]:
+            assert following == ["source", ".venv/bin/activate"]

@@ -240,3 +240,24 @@ def test_where_the_demo_is_made_the_command_is_put_on_the_path(page):
     for words, following in itertools.pairwise(lines):
         if words == ["make", "demo"]:
             assert following == ["source", ".venv/bin/activate"]
+
+
+def test_the_first_page_leads_to_every_other():
+    text = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((\w+\.md)\)", text))
+    assert linked == {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+
+
+def test_the_navigation_has_every_page():
+    listed = re.findall(r"\w+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one(page):
+    for target, heading in re.findall(r"\]\(([\w/]*\.md)?#([\w-]+)\)", page.read_text("utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert heading in [
+            re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in titles
+        ]

@@ -106,6 +106,18 @@ def test_an_output_that_cannot_be_is_refused(out, folder, model, crop, capsys):
     assert Path("a.jpg").read_bytes() == before and len(list(folder.iterdir())) == 1
 
 
+def test_of_two_pictures_with_one_result_the_first_is_upscaled(folder, model, crop, capsys):
+    Path("in").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.fromarray(crop).save(f"in/{name}")
+    assert upscale("in", "-o", "out", "--model", model) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "basicsr: error: in/a.png: its result out/a.png is also that of in/a.jpg"
+    )
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["a.png", "b.png"]
+
+
 def test_two_pictures_with_one_result_are_told_apart(folder, crop):
     for name in ("a.png", "a.jpg"):
         Image.fromarray(crop).save(name)

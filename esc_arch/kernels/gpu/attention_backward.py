@@ -239,9 +239,9 @@ def keys_pass(
             q = tl.load(q_ptr + address)
             grad_out = tl.load(grad_out_ptr + out_address)
         else:
-            inside = row + query_rows < wanted_rows
-            if not WHOLE:
-                inside = inside & (right < width)
+            inside = (row + down < height) & (right < width)
+            if not EVEN:
+                inside = inside & (row + query_rows < W)
             query_mask = inside[:, None] & real[None, :]
             q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
             grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)

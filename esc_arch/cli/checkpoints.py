@@ -126,7 +126,7 @@ def _download(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError, printable
     from esc_arch.zoo import local
-    from esc_arch.zoo.card import digest_fault
+    from esc_arch.zoo.card import DIGEST, digest_fault
     from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, shipped
 
     files = args.files or [*shipped().values(), *_downloaded()]
@@ -139,8 +139,12 @@ def _verify(args: argparse.Namespace) -> int:
         if fault := digest_fault(checkpoint.metadata, checkpoint.best):
             raise UserError(f"{printable(path)}: {fault}")
         network_g = checkpoint.network_g
-        known = local.checksum_known(path)
-        checksum = "checksum right" if known else "no checksum to compare with"
+        if local.checksum_known(path):
+            checksum = "checksum right"
+        elif DIGEST in checkpoint.metadata:
+            checksum = "parameters are those of its card"
+        else:
+            checksum = "no checksum to compare with"
         network = f"{network_g['type']} x{network_g['upscaling_factor']}"
         print(f"{printable(path)}: whole, {network}, {checksum}")
         if note := local.other_than_published(path):

@@ -156,7 +156,9 @@ def _check(
     from esc_arch.inference.export_checks import LARGEST_ERRORS, check_shapes
 
     largest = 0.0
-    for shape, error in errors_of(check_shapes(network.window_size, args.shape)):
+    shapes = check_shapes(network.window_size, args.shape)
+    print(f"largest error for {len(shapes)} shapes, which takes a while:", flush=True)
+    for shape, error in errors_of(shapes):
         print(f"  {'x'.join(map(str, shape)):<14} {error:.1e}", flush=True)
         largest = max(largest, error)
     print(f"largest error {largest:.1e}, where 1 is the range from black to white")

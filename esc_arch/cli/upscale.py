@@ -167,14 +167,14 @@ def run(args: argparse.Namespace) -> int:
     naming = Naming(args.output, args.format, args.suffix, args.keep_suffix)
     plan = plan_jobs(args.inputs, naming, args.quality, args.strip)
     plan.jobs = shard(plan.jobs, *part)
-    upscalers = _load(args)
+    upscalers = _load(args) if plan.jobs else []
     if plan.jobs:
         check_writable(plan)
     for note in plan.notes:
         print(f"basicsr: {note}", file=sys.stderr)
     settings = Settings(plan.encoding, args.page, args.max_megapixels, args.batch)
     manifest = None
-    if plan.many and plan.jobs:
+    if plan.many and upscalers:
         manifest = _manifest(args, upscalers[0].scale, plan.folder, part)
     tally = upscale_all(plan, upscalers, settings, manifest, args.overwrite, args.compare)
     print(tally)

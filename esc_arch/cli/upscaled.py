@@ -10,10 +10,15 @@ from tqdm import tqdm
 from esc_arch.errors import UserError, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from esc_arch.inference.manifest import Manifest
     from esc_arch.inference.planning import Plan
     from esc_arch.inference.upscaler import Upscaler
     from esc_arch.inference.work import Job, Settings
+
+# Of very many results that were there already, the lines would hide those about errors.
+NAMED_AT_MOST = 5
 
 
 class Tally:
@@ -22,10 +27,14 @@ class Tally:
     Args:
         bar: tqdm's.
         failed: Inputs of which it is known already that they cannot be done.
+
+    Attributes:
+        kept: The jobs whose results were there already.
     """
 
     def __init__(self, bar: tqdm, failed: int) -> None:
-        self.bar, self.failed, self.kept, self.done = bar, failed, 0, 0
+        self.bar, self.failed, self.done = bar, failed, 0
+        self.kept: list[Job] = []
         self._pixels, self._start = 0, time.monotonic()
 
     def start(self) -> None:
@@ -41,9 +50,18 @@ class Tally:
         self.failed += 1
         self.error(line)
 
-    def keep(self, line: str) -> None:
-        """One that was there already."""
-        self.kept += 1
+    def tell_kept(self) -> None:
+        """Print which were there already: by name as long as there are few."""
+        targets = [printable(job.target) for job in self.kept]
+        if len(targets) > NAMED_AT_MOST:
+            more = len(targets) - 1
+            self.say(f"{targets[0]} and {more} more: kept; --overwrite replaces them")
+            return
+        for target in targets:
+            self.say(f"{target}: kept; --overwrite replaces it")
+
+    def say(self, line: str) -> None:
+        """Print a line on stdout."""
         self.bar.write(line, file=sys.stdout)
 
     def done_one(self, line: str, pixels: int) -> None:
@@ -51,7 +69,7 @@ class Tally:
         self.done += 1
         self._pixels += pixels
         self.bar.set_description_str(self._rate())
-        self.bar.write(line, file=sys.stdout)
+        self.say(line)
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self._start, 1e-9)
@@ -60,7 +78,7 @@ class Tally:
         )
 
     def __str__(self) -> str:
-        counts = f"{self.done} upscaled, {self.kept} kept, {self.failed} failed"
+        counts = f"{self.done} upscaled, {len(self.kept)} kept, {self.failed} failed"
         return f"{self._rate()}\n{counts}" if self.done > 1 else counts
 
 
@@ -88,7 +106,15 @@ def upscale_all(
     tally = Tally(tqdm(unit="picture", disable=not tty), len(plan.problems))
     for problem in plan.problems:
         tally.error(problem)
+    if not plan.jobs:
+        tally.bar.close()
+        return tally
     jobs = _to_do(plan.jobs, upscalers[0].scale, settings.page, manifest, overwrite, tally)
+    tally.tell_kept()
+    if compare:
+        for job in tally.kept:
+            if not _comparison_of(job).exists():
+                _compare(job, tally)
     tally.bar.reset(len(jobs))
     tally.start()
     with tally.bar as bar:
@@ -133,10 +159,10 @@ def _to_do(
                 tally.fail(error)
                 continue
         if why is True:
-            tally.keep(f"{printable(job.target)}: kept; --overwrite replaces it")
+            tally.kept.append(job)
             continue
         if why is not None:
-            tally.bar.write(f"{printable(job.target)}: done anew: {why}", file=sys.stdout)
+            tally.say(f"{printable(job.target)}: done anew: {why}")
         chosen.append(job)
     return chosen
 
@@ -148,13 +174,17 @@ def _compare(job: "Job", tally: Tally) -> None:
     from esc_arch.study.comparison import side_by_side
     from esc_arch.whole_files import write_atomically
 
-    file = job.target.with_name(f"{job.target.stem}_compare.png")
+    file = _comparison_of(job)
     try:
         write_atomically(file, encode(Picture(side_by_side(job.source, job.target))))
     except (UserError, OSError) as error:
         tally.fail(f"{printable(file)}: {error}")
     else:
-        tally.bar.write(f"{printable(file)}: bicubic, and the result", file=sys.stdout)
+        tally.say(f"{printable(file)}: bicubic, and the result")
+
+
+def _comparison_of(job: "Job") -> "Path":
+    return job.target.with_name(f"{job.target.stem}_compare.png")
 
 
 def _watch_tiles(bar: tqdm) -> Callable[[Iterable], Iterable]:

@@ -1,4 +1,4 @@
-"""What `Upscaler.upscale` takes beside tensors: arrays, Pillow images and paths."""
+"""What `Upscaler.upscale` takes: tensors, arrays, Pillow images and paths."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from esc_arch.inference.upscaler import Upscaler, Watch
+
+
+def upscale_tensor(
+    upscaler: "Upscaler", image: torch.Tensor, watch: "Watch" = iter
+) -> torch.Tensor:
+    """Upscale (C, H, W) or (B, C, H, W); see `Upscaler.upscale`."""
+    # What has no such values, `upscale_tensor` refuses itself.
+    if image.is_floating_point() and image.numel():
+        low, high = (value.item() for value in image.aminmax())
+        _check_range(f"a tensor of {image.dtype}", low, high)
+    return upscaler.upscale_tensor(image, watch)
 
 
 def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter) -> np.ndarray:
@@ -32,13 +43,15 @@ def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter
         raise UserError(f"an array of {image.dtype}; uint8, uint16 or floats in [0, 1]")
     if channels in (2, 4):
         raise UserError(f"an array of {image.dtype} with alpha; uint8 or uint16 may have alpha")
-    if not (image.min() >= 0 and image.max() <= 1):
-        raise UserError(
-            f"an array of {image.dtype} from {image.min():g} to {image.max():g}; floats must lie "
-            "between 0 and 1"
-        )
+    _check_range(f"an array of {image.dtype}", image.min(), image.max())
     lq = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return upscaler.upscale_tensor(lq, watch).numpy().transpose(1, 2, 0)
+
+
+def _check_range(what: str, low: float, high: float) -> None:
+    # Written so that values which are no number are refused, too.
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"{what} from {low:g} to {high:g}; floats must lie between 0 and 1")
 
 
 def upscale_pillow(
@@ -49,7 +62,7 @@ def upscale_pillow(
 
     if not isinstance(image, Image.Image):
         raise UserError(
-            f"a {type(image).__name__}; an array, a tensor, a Pillow image or a path is needed"
+            f"{type(image).__name__}; an array, a tensor, a Pillow image or a path is needed"
         )
     if image.mode == "I;16":
         return Image.fromarray(upscale_array(upscaler, np.asarray(image), watch))

@@ -1,5 +1,6 @@
 """Which pictures there are to upscale, and where the result of each goes."""
 
+import errno
 import glob
 import os
 import stat
@@ -95,6 +96,8 @@ def plan_jobs(
     for path in inputs:
         if os.path.isdir(path):
             _plan_folder(plan, path, len(inputs) == 1, naming)
+        elif not os.path.lexists(path):
+            plan.problems.append(f"{printable(path)}: {os.strerror(errno.ENOENT)}")
         else:
             plan.jobs.append(
                 Job(path, single or plan.folder / naming.result(path, encoding.suffix))
@@ -145,8 +148,10 @@ def _plan_folder(plan: Plan, folder: Path, alone: bool, naming: Naming) -> None:
     if not found and len(plan.problems) == before:
         plan.problems.append(f"{printable(folder)}: no pictures in this folder")
     if others:
-        files = "file" if others == 1 else "files"
-        plan.notes.append(f"{printable(folder)}: {others} {files} of other kinds left out")
+        files = "1 file" if len(others) == 1 else f"{len(others)} files"
+        named = ", ".join(printable(other) for other in others[:3])
+        more = ", ..." if len(others) > 3 else ""
+        plan.notes.append(f"{printable(folder)}: {files} of other kinds left out: {named}{more}")
     jobs = []
     for file in found:
         relative = file.relative_to(folder)
@@ -159,8 +164,9 @@ def _plan_folder(plan: Plan, folder: Path, alone: bool, naming: Naming) -> None:
     plan.jobs += jobs
 
 
-def _pictures_below(plan: Plan, folder: Path) -> tuple[list[Path], int]:
-    found, others = [], 0
+def _pictures_below(plan: Plan, folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures in a folder and below it, and the other files, by their paths within it."""
+    found, others = [], []
 
     def fail(error: OSError) -> None:
         where = printable(error.filename or folder)
@@ -176,7 +182,7 @@ def _pictures_below(plan: Plan, folder: Path) -> tuple[list[Path], int]:
             if name.startswith("."):
                 continue
             if Path(name).suffix.lower() not in PICTURE_SUFFIXES:
-                others += 1
+                others.append((here / name).relative_to(folder))
             elif (problem := _not_regular(here / name)) is not None:
                 plan.problems.append(problem)
             else:

@@ -98,6 +98,11 @@ class Upscaler:
         self._replays = Replays(network) if cuda_graphs else None
         self._turn = threading.RLock()
 
+    def __repr__(self) -> str:
+        weight = next(self.network.parameters())
+        kind = str(weight.dtype).removeprefix("torch.")
+        return f"Upscaler({type(self.network).__name__} x{self.scale}, {kind}, {weight.device})"
+
     @property
     def scale(self) -> int:
         """How many times larger results are."""
@@ -134,7 +139,7 @@ class Upscaler:
         from esc_arch.inference import kinds
 
         if isinstance(image, Tensor):
-            return self.upscale_tensor(image, **options)
+            return kinds.upscale_tensor(self, image, **options)
         if isinstance(image, np.ndarray):
             return kinds.upscale_array(self, image, **options)
         if isinstance(image, (str, Path)):

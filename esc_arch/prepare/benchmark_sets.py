@@ -48,7 +48,10 @@ class SetReport:
         sizes = "{}x{} to {}x{}".format(*self.smallest, *self.largest)
         grey = f", {self.grey} grey made RGB" if self.grey else ""
         verified = f", {self.verified} LR equal the official ones" if self.verified else ""
-        return f"{self.name}: {self.images} images, {sizes}{grey}{verified}, {self.checksum}"
+        return (
+            f"{self.name}: {self.images} images, {sizes}{grey}{verified}; SHA-256 of their pixels "
+            f"{self.checksum}"
+        )
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,10 @@ class Source:
         return "+".join(f"{one.st_size}@{one.st_mtime_ns}" for one in found)
 
 
+class _TooSmallError(UserError):
+    """An image has too few pixels to be cut."""
+
+
 @dataclass(frozen=True)
 class _Job:
     source: Source
@@ -206,6 +210,7 @@ def pack_sub_images(
         UserError: An LMDB was made with other settings, or cannot be written.
     """
     problems: list[str] = []
+    too_small: list[str] = []
     readable: list[Source] = []
     stamps: dict[int, dict[str, str]] = {scale: {} for scale in databases}
     for source in sources:
@@ -238,6 +243,9 @@ def pack_sub_images(
                 jobs.append(_Job(source, cutting, scales))
         title = next(iter(databases.values())).name
         for job, cut in run_jobs(_cut_source, jobs, len(jobs), title, workers):
+            if isinstance(cut, _TooSmallError):
+                too_small.append(str(cut))
+                continue
             if isinstance(cut, UserError):
                 problems.append(str(cut))
                 continue
@@ -245,11 +253,24 @@ def pack_sub_images(
             for scale, images in cut.images.items():
                 fingerprint = Fingerprint(stamps[scale][name], cut.checksums[scale])
                 writers[scale].put(name, fingerprint, images, cut.note)
+        if too_small:
+            problems.append(_told_together(sorted(too_small), cutting))
         if problems:
             raise BadInputs(sorted(problems))
         for scale, writer in writers.items():
             writer.finish(stamps[scale])
         return next(iter(writers.values())).counts()
+
+
+def _told_together(too_small: list[str], cutting: Cutting) -> str:
+    """One line about all images that are too small, of which a folder may have thousands."""
+    first, more = too_small[0], len(too_small) - 1
+    others = f", and {more} more" if more else ""
+    return (
+        f"{first}{others}, too small for a sub-image of {cutting.crop_size}; take "
+        f"{'them' if more else 'it'} out, leave out all such images with --skip-small, or admit "
+        "smaller ones with --min-side"
+    )
 
 
 def _recipe(sources: list[Source], scale: int, cutting: Cutting) -> dict:
@@ -326,11 +347,7 @@ def _cut_source(job: _Job) -> _Cut:
     if min(full_height, full_width) < cutting.smallest_side or min(height, width) < 1:
         if cutting.skip_small:
             return _Cut(checksums, {scale: [] for scale in job.scales}, "small")
-        raise UserError(
-            f"{source.hr}: {full_width}x{full_height} pixels, too small for a sub-image of "
-            f"{cutting.crop_size}; take it out, leave out all such images with --skip-small, or "
-            "admit smaller ones with --min-side"
-        )
+        raise _TooSmallError(f"{source.hr}: {full_width}x{full_height} pixels")
     hr = hr[:height, :width]
     images = {}
     for scale in job.scales:

@@ -267,7 +267,7 @@ def test_tensors_images_and_paths_come_back_as_they_went_in(upscaler, folder):
         (torch.zeros(4, 4, 3), "1 or 3 channels"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "floats"),
         (Image.new("I", (4, 4)), "mode I"),
-        (b"bytes", "a bytes"),
+        (b"bytes", "bytes; an array"),
         ("none.png", "none.png: No such file"),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 import esc_arch  # noqa: F401
 from esc_arch.cli.main import main
+from esc_arch.errors import UserError
 from esc_arch.inference.encoding import encode
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.picture_files import Picture, read_picture
@@ -274,3 +275,23 @@ def test_the_network_is_given_channels_first_as_in_evaluation(count, upscaler, c
     finally:
         handle.remove()
     assert given and all(lq.is_contiguous() for lq in given)
+
+
+@pytest.mark.parametrize("largest", [255.0, float("nan"), -0.5])
+def test_tensors_beyond_0_to_1_are_refused_as_arrays_are(largest, upscaler):
+    pixels = np.zeros((6, 8, 3), np.float32)
+    pixels[2, 3, 1] = largest
+    for image in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        with pytest.raises(UserError, match="floats must lie between 0 and 1"):
+            upscaler.upscale(image)
+
+
+def test_an_upscaler_says_what_it_is(upscaler):
+    assert repr(upscaler) == "Upscaler(ESC x2, float32, cpu)"
+
+
+def test_where_there_is_nothing_to_do_no_network_is_loaded(folder, capsys):
+    assert main(["upscale", "absent.png", "--model", "absent.pth"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "basicsr: error: absent.png: No such file or directory\n"
+    assert captured.out == "0 upscaled, 0 kept, 1 failed\n"

@@ -169,13 +169,15 @@ def test_bad_inputs_end_with_status_2_and_a_line_each(tmp_path, prepare):
     hr = tmp_path / "HR"
     hr.mkdir()
     (hr / "a.png").write_text("no image")
-    cv2.imwrite(str(hr / "b.png"), np.zeros((40, 40, 3), np.uint8))
+    for name in ("b", "c", "d"):
+        cv2.imwrite(str(hr / f"{name}.png"), np.zeros((40, 40, 3), np.uint8))
     result = prepare("div2k", *arguments(hr, tmp_path / "out", "--workers", 1))
     assert result.status == 2
     assert result.errors == [
         f"basicsr: error: {hr}/a.png: not an image; a whole image file is needed",
-        f"basicsr: error: {hr}/b.png: 40x40 pixels, too small for a sub-image of 96; take it "
-        "out, leave out all such images with --skip-small, or admit smaller ones with --min-side",
+        f"basicsr: error: {hr}/b.png: 40x40 pixels, and 2 more, too small for a sub-image of 96; "
+        "take them out, leave out all such images with --skip-small, or admit smaller ones with "
+        "--min-side",
     ]
     assert result.stdout == ""
 

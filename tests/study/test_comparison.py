@@ -92,6 +92,16 @@ def test_upscale_writes_bicubic_and_result_side_by_side(pictures):
     np.testing.assert_array_equal(both[:, 128:], result)
 
 
+def test_a_result_that_was_there_is_compared_too(pictures, capsys):
+    assert main(["upscale", "lr.png"]) == 0
+    assert main(["upscale", "lr.png", "--compare"]) == 0
+    assert Path("upscaled/lr_compare.png").is_file()
+    out = capsys.readouterr().out
+    assert "upscaled/lr.png: kept" in out and "upscaled/lr_compare.png: bicubic" in out
+    assert main(["upscale", "lr.png", "--compare"]) == 0
+    assert "lr_compare.png" not in capsys.readouterr().out
+
+
 def test_results_of_one_name_are_told_apart_by_their_folders(pictures, capsys):
     for folder in ("ours", "theirs"):
         (pictures / folder).mkdir()

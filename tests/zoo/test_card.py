@@ -115,6 +115,9 @@ def test_text_of_any_class_becomes_plain_text(params):
 
 def test_a_card_of_other_parameters_is_told(params, capsys):
     card = training_card(OPTIONS, params, 500)
+    torch.save({"params": params, "card": card}, "net.pth")
+    assert main(["checkpoints", "verify", "net.pth"]) == 0
+    assert "parameters are those of its card" in capsys.readouterr().out
     params["last.weight"] = params["last.weight"] + 1
     torch.save({"params": params, "card": card}, "net.pth")
     assert main(["checkpoints", "verify", "net.pth"]) == 1

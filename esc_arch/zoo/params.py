@@ -101,9 +101,9 @@ def load_weights(
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:]]
         shown = " ".join(reasons[:2]) + (" ..." if len(reasons) > 2 else "")
+        shown = _other_options(network, weights) or printable(shown)
         raise UserError(
-            f"{printable(path)}: does not fit {type(network).__name__} with these options: "
-            f"{printable(shown)}"
+            f"{printable(path)}: does not fit {type(network).__name__} with these options: {shown}"
         ) from None
     resized = [
         name for name, shape in shapes.items() if name in weights and weights[name].shape != shape
@@ -115,6 +115,24 @@ def load_weights(
         f"{printable(path)}: weights of another scale: '{name}' and {len(resized) - 1} more were "
         f"resized from {list(weights[name].shape)} to {list(shapes[name])}"
     )
+
+
+def _other_options(network: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """In which options a file's network of this family is another than the one it is for."""
+    from esc_arch.zoo.identify import identify
+
+    try:
+        theirs, ours = identify(weights), identify(network.state_dict())
+    except UserError:
+        return None
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if not names:
+        return None
+    of_file, of_network = (
+        ", ".join(f"{name}: {options.get(name, 'none')}" for name in names)
+        for options in (theirs, ours)
+    )
+    return f"the file's are {of_file} in place of {of_network}"
 
 
 def _find(state: Mapping[str, Any], param_key: str | None) -> Mapping[str, Tensor] | None:

@@ -86,7 +86,10 @@ def test_other_spellings_of_jpeg_and_bmp_are_taken_and_the_rest_is_counted(folde
     Path("in/notes.txt").touch()
     assert upscale("in", "-o", "out") == 0
     assert len(list(Path("out").glob("*.png"))) == 5
-    assert capsys.readouterr().err == "basicsr: in: 2 files of other kinds left out: a.gif, notes.txt\n"
+    assert (
+        capsys.readouterr().err
+        == "basicsr: in: 2 files of other kinds left out: a.gif, notes.txt\n"
+    )
 
 
 @needs_posix

@@ -182,8 +182,8 @@ def test_a_bad_picture_is_one_line_and_the_others_go_on(folder, model, crop, cap
     captured = capsys.readouterr()
     errors = captured.err.splitlines()
     assert [line.split(": ")[2] for line in errors] == [
-        *(f"in/{name}" for name in ("b.png", "c.png", "d.tif", "e.tif", "f.tif", "g.jpg")),
         "none.png",
+        *(f"in/{name}" for name in ("b.png", "c.png", "d.tif", "e.tif", "f.tif", "g.jpg")),
     ]
     assert sorted(path.name for path in Path("out/in").iterdir()) == ["a.png", "z.png"]
     assert captured.out.splitlines()[-1] == "2 upscaled, 0 kept, 7 failed"

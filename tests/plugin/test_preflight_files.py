@@ -12,6 +12,7 @@ from option_data import write_weights
 from preflight_checks import OPTIONS, WriteOptions, check, only_error
 
 from esc_arch.plugin.preflight import check_options
+from esc_arch.plugin.preflight.files import root_problem
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,12 @@ TINY_ESC = {
         ({}, {}, None),
         # Its last convolution is resized.
         ({"upscaling_factor": 4}, {}, None),
-        ({"dim": 16}, {}, "does not fit ESC with these options: size mismatch for "),
-        ({"n_blocks": 2}, {}, "does not fit ESC with these options: Unexpected key"),
+        (
+            {"dim": 16},
+            {},
+            "does not fit ESC with these options: the file's are dim: 16 in place of ",
+        ),
+        ({"n_blocks": 2}, {}, "does not fit ESC with these options: the file's are n_blocks: 2 in"),
         ({"n_blocks": 2}, {"strict_load_g": False}, None),
     ],
 )
@@ -294,3 +299,10 @@ def test_lmdbs_that_do_not_match_are_named(
 
     (lq / "meta_info.txt").write_text("\n".join(listing).replace("(32,32,3)", "(16,16,3)"))
     assert "that is not scale 2" in only_error(path)
+
+
+def test_an_lmdb_that_is_read_as_a_folder_is_told(tmp_path):
+    (tmp_path / "train.lmdb").mkdir()
+    (tmp_path / "train.lmdb/data.mdb").write_bytes(b"")
+    problem = root_problem(str(tmp_path / "train.lmdb"), is_lmdb=False)
+    assert problem is not None and problem.endswith(": is an LMDB; write io_backend: type: lmdb")

@@ -306,7 +306,7 @@ def test_benchmarks_reports_each_set_and_goes_on_after_a_bad_one(tmp_path, photo
     assert result.status == 2
     assert len(result.errors) == 1
     assert result.errors[0].endswith("3 HR images; Set14 has 14")
-    assert result.stdout.startswith("Set5: 5 images, 40x30 to 40x30, ")
+    assert result.stdout.startswith("Set5: 5 images, 40x30 to 40x30; SHA-256 of their pixels ")
     assert (tmp_path / "out" / "Set5" / "LR_bicubic" / "X4" / "0x4.png").exists()
 
 

@@ -1,5 +1,7 @@
 """`basicsr compare`: the metrics are the definitions', the square is the one asked for."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest

@@ -49,6 +49,8 @@ def root_problem(root: Any, is_lmdb: bool) -> str | None:
         return None
     if not is_folder(root):
         return f"no such folder: {one_line(root)}{_data_command(root)}"
+    if is_file(os.path.join(os.path.expanduser(root), "data.mdb")):
+        return f"{one_line(root)}: is an LMDB; write io_backend: type: lmdb"
     with os.scandir(os.path.expanduser(root)) as entries:
         if not any(True for _ in entries):
             return f"{one_line(root)}: the folder is empty{_data_command(root)}"

@@ -304,5 +304,5 @@ def test_lmdbs_that_do_not_match_are_named(
 def test_an_lmdb_that_is_read_as_a_folder_is_told(tmp_path):
     (tmp_path / "train.lmdb").mkdir()
     (tmp_path / "train.lmdb/data.mdb").write_bytes(b"")
-    problem = root_problem(str(tmp_path / "train.lmdb"), is_lmdb=False)
+    problem = root_problem(str(tmp_path / "train.lmdb"), is_lmdb=False, is_disk=True)
     assert problem is not None and problem.endswith(": is an LMDB; write io_backend: type: lmdb")

@@ -5,6 +5,8 @@ import os
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -188,6 +190,7 @@ def test_values_that_are_not_finite_are_named_by_every_command(
     value, suffix, command, folder, params, capsys
 ):
     params["last.weight"][0, 0, 0, 0] = value
+    cv2.imwrite("a.png", np.zeros((8, 8, 3), np.uint8))
     path = f"net.{suffix}"
     save_file(params, path) if suffix == "safetensors" else torch.save({"params": params}, path)
     arguments = {
@@ -201,7 +204,7 @@ def test_values_that_are_not_finite_are_named_by_every_command(
     captured = capsys.readouterr()
     assert "'last.weight' has values that are not finite" in captured.err
     assert captured.err.count("\n") == 1 and captured.out == ""
-    assert [entry.name for entry in folder.iterdir()] == [path]
+    assert sorted([entry.name for entry in folder.iterdir()]) == ["a.png", path]
 
 
 def test_other_tensors_than_plain_ones_are_refused(folder, params):

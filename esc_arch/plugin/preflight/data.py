@@ -109,7 +109,7 @@ def _values(report: Report, path: Path, value: dict[str, Any]) -> None:
             continue
         if is_number(size) and is_number(scale) and scale and size % scale:
             report.error((*place, "gt_size"), f"{size} must be a multiple of scale, {scale}")
-    if value.get("type") in DATA_REQUIRED:
+    if isinstance(value.get("type"), str) and value["type"] in DATA_REQUIRED:
         _values_of_basicsr(report, path, value)
     if value.get("prefetch_mode") == "cuda" and value.get("pin_memory") is not True:
         report.error((*path, "prefetch_mode"), "cuda needs pin_memory: true beside it")
@@ -145,7 +145,8 @@ def _values_of_basicsr(report: Report, path: Path, value: dict[str, Any]) -> Non
 def _roots(report: Report, path: Path, value: dict[str, Any]) -> bool:
     """Check that the folders and LMDBs of a data set are there; whether they are."""
     backend = value.get("io_backend")
-    is_lmdb = isinstance(backend, dict) and backend.get("type") == "lmdb"
+    kind = backend.get("type") if isinstance(backend, dict) else None
+    is_lmdb, is_disk = kind == "lmdb", kind == "disk"
     all_there = True
     for key, location in value.items():
         place = (*path, key)
@@ -157,7 +158,7 @@ def _roots(report: Report, path: Path, value: dict[str, Any]) -> bool:
         if isinstance(location, list):
             problem = "must be one path, not a list: BasicSR reads one folder or LMDB a data set"
         elif location is not None or key in ("dataroot_gt", "dataroot_lq"):
-            problem = root_problem(location, is_lmdb)
+            problem = root_problem(location, is_lmdb, is_disk)
         if problem:
             all_there = False
             report.error(place, problem)

@@ -33,8 +33,14 @@ def is_folder(path: str) -> bool:
     return exists(path) and os.path.isdir(os.path.expanduser(path))
 
 
-def root_problem(root: Any, is_lmdb: bool) -> str | None:
-    """Why a `dataroot_*` cannot be read, and the command that makes it; None if it can."""
+def root_problem(root: Any, is_lmdb: bool, is_disk: bool) -> str | None:
+    """Why a `dataroot_*` cannot be read, and the command that makes it; None if it can.
+
+    Args:
+        root: The path.
+        is_lmdb: Whether the data set's backend reads LMDBs.
+        is_disk: Whether it reads folders of pictures; neither where the backend is wrong.
+    """
     if not isinstance(root, str) or not root.strip():
         return f"must be a path, not {show(root)}"
     if is_lmdb:
@@ -49,7 +55,7 @@ def root_problem(root: Any, is_lmdb: bool) -> str | None:
         return None
     if not is_folder(root):
         return f"no such folder: {one_line(root)}{_data_command(root)}"
-    if is_file(os.path.join(os.path.expanduser(root), "data.mdb")):
+    if is_disk and is_file(os.path.join(os.path.expanduser(root), "data.mdb")):
         return f"{one_line(root)}: is an LMDB; write io_backend: type: lmdb"
     with os.scandir(os.path.expanduser(root)) as entries:
         if not any(True for _ in entries):

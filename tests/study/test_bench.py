@@ -27,7 +27,7 @@ from esc_arch.study.speed.contenders import PEERS, Contender, flops, parse_conte
 from esc_arch.study.speed.jobs import NetworkJob, TrainingJob
 from esc_arch.study.speed.measure import Prepared
 
-ROOT = Path(esc_arch.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

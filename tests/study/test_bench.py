@@ -17,7 +17,6 @@ import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-import esc_arch
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.plugin import peers

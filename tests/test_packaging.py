@@ -80,6 +80,7 @@ def test_the_wheel_holds_what_is_needed_and_nothing_else(wheel: zipfile.ZipFile)
         "esc_arch/py.typed",
         "esc_arch/study/paper_tables.csv",
         "esc_arch/zoo/weights/ESC_light_x2_BSD.safetensors",
+        "esc_arch/zoo/weights/ESC_light_x4_BSD.safetensors",
     }
     content = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert content == modules | options | others

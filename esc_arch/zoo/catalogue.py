@@ -16,7 +16,7 @@ SHIPPED_FOLDER = Path(__file__).parent / "weights"
 # What a name may end in as a file.
 SUFFIXES = (".pth", ".safetensors")
 # The weights to use where the user names none, by scale; the first are the default.
-DEFAULT_MODELS: Mapping[int, str] = {2: "ESC_light_x2_BSD"}
+DEFAULT_MODELS: Mapping[int, str] = {2: "ESC_light_x2_BSD", 4: "ESC_light_x4_BSD"}
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def test_a_loaded_upscaler_tells_what_it_is(upscaler):
     assert (upscaler.scale, upscaler.options, upscaler.model_card) == (2, TINY, {})
     assert isinstance(upscaler.network, torch.nn.Module) and not upscaler.network.training
     assert esc_arch.load(device="cpu").model_card["dataset"].startswith("BSDS400")
-    with pytest.raises(UserError, match="--scale 7: weights for 2"):
+    with pytest.raises(UserError, match="--scale 7: weights for 2 and 4 came"):
         esc_arch.load(scale=7)
     with pytest.raises(UserError, match="--dtype int8: must be one of float32"):
         esc_arch.load(dtype="int8")

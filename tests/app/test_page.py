@@ -210,12 +210,15 @@ def test_a_picture_goes_from_upload_to_download(browser, server, folder, monkeyp
 def test_another_scale_offers_its_models(browser, folder):
     from selenium.webdriver.common.by import By
 
-    choices = browser.find_elements(By.CSS_SELECTOR, "#scale input")
-    choices[1].click()
+    def choices() -> list:
+        return browser.find_elements(By.CSS_SELECTOR, "#scale input")
+
+    wait_for(lambda: len(choices()) == 2)
+    choices()[1].click()
     model = browser.find_element(By.CSS_SELECTOR, "#model input")
     wait_for(lambda: model.get_property("value") == "x3.pth")
     assert send(browser, folder / "cat.png") == "cat_x3.png: 270 x 180 pixels"
-    choices[0].click()
+    choices()[0].click()
     wait_for(lambda: model.get_property("value") == "x2.pth")
 
 

@@ -77,7 +77,7 @@ MODELS: dict[str, PaperModel] = {
         "DIV2K",
         "ESC-light",
         "ESC_light_x{scale}_BSD",
-        "BSDS400 and T91, 491 photographs",
+        "BSDS400 and T91",
     ),
 }
 

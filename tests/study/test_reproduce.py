@@ -179,7 +179,7 @@ def test_shipped_weights_are_measured_beside_the_papers_with_their_own_data(
     assert error is None
     row = next(row for row in rows if row.dataset == "Set5")
     assert float(row.psnr) > 0 and row.paper_psnr == "38.24"
-    assert "trained on BSDS400 and T91, 491 photographs; the paper's on DIV2K" in row.note
+    assert "trained on BSDS400 and T91; the paper's on DIV2K" in row.note
 
     hr = cv2.imread(str(data / "Set5/HR/chelsea.png"))[:48]
     upscaled = imresize(cv2.imread(str(data / "Set5/LR_bicubic/X2/chelseax2.png")), 2)

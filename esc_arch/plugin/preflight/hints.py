@@ -92,6 +92,12 @@ def _describes_loss(value: Any) -> bool:
 
 
 def models_that_read(key: str, model: type) -> str:
+    """The end of a finding about a key that a model does not read: which models of BasicSR's do.
+
+    Args:
+        key: The unread key.
+        model: The model that is asked for.
+    """
     if key in ("type", "name") or not issubclass(model, BaseModel):
         return ""
     models = {name.removesuffix("_basicsr"): c for name, c in MODEL_REGISTRY._obj_map.items()}

@@ -44,7 +44,8 @@ test-pythons: $(if $(PYTHONS),wheel)
 			tests/inference tests/prepare tests/cli tests/plugin/test_train_end_to_end.py || exit 1; \
 	done
 
-# The kernels under AddressSanitizer and UBSan, which end a test at the first bad access.
+# The kernels under AddressSanitizer and UBSan, which end a test at the first bad access. What torch's
+# compiler makes of GPU kernels has none of them in it, and that compiler aborts under AddressSanitizer.
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 
@@ -55,7 +56,8 @@ test-sanitizers: $(VENV)/.installed-test
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
 	ESC_CPU_KERNELS=$$(echo $(CURDIR)/$(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so) \
-		$(BIN)/python -m pytest -m "not slow" tests/kernels --ignore tests/kernels/test_builds.py
+		$(BIN)/python -m pytest -m "not slow" tests/kernels --ignore tests/kernels/test_builds.py \
+		--ignore tests/kernels/test_compiled_graphs.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -45,7 +45,7 @@ test-pythons: $(if $(PYTHONS),wheel)
 	done
 
 # The kernels under AddressSanitizer and UBSan, which end a test at the first bad access. What torch's
-# compiler makes of GPU kernels has none of them in it, and that compiler aborts under AddressSanitizer.
+# compiler makes of GPU kernels has none of them in it, and torch aborts under AddressSanitizer as it traces.
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
 

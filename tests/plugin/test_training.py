@@ -170,19 +170,27 @@ def test_auto_resume_passes_over_damaged_checkpoints_and_says_why(
 
 
 @pytest.mark.slow
-def test_a_schedule_changed_on_resuming_gives_what_it_gives_from_the_start(
-    tmp_path: Path, write_train_options
+@pytest.mark.parametrize(
+    ("before", "lr", "warmup"),
+    [([5], 1e-3, {}), ([1, 2], 1e-3, {}), ([2], 2e-3, {"train:warmup_iter": 2})],
+    ids=["milestones to come", "milestones that are past", "another rate"],
+)
+def test_a_schedule_changed_on_resuming_goes_on_as_if_from_the_start(
+    before: list[int], lr: float, warmup: dict, tmp_path: Path, write_train_options
 ):
-    whole = {**OPTIONS, "train:total_iter": 6, "logger:save_checkpoint_freq": 3}
-    whole["train:scheduler:milestones"] = [4]
+    """The rates are; the weights too where no step before had another."""
+    whole = {**OPTIONS, **warmup, "train:total_iter": 6, "logger:save_checkpoint_freq": 3}
+    whole |= {"train:scheduler:milestones": [4], "train:optim_g:lr": 1e-3}
     (tmp_path / "whole").mkdir()
     assert Run(tmp_path / "whole", "-opt", write_train_options(whole)).finish() == 0
 
-    first = {**whole, "train:total_iter": 3, "train:scheduler:milestones": [5]}
+    first = {**whole, "train:total_iter": 3, "train:scheduler:milestones": before}
+    first["train:optim_g:lr"] = lr
     (tmp_path / "parts").mkdir()
     options = write_train_options(first)
     assert Run(tmp_path / "parts", "-opt", options).finish() == 0
     changes = ["path:resume_schedule=options", "train:scheduler:milestones=[4]"]
+    changes.append("train:optim_g:lr=1.0e-3")
     run = Run(
         tmp_path / "parts",
         *("-opt", options, "--auto_resume", "--force_yml", "train:total_iter=6", *changes),
@@ -190,8 +198,16 @@ def test_a_schedule_changed_on_resuming_gives_what_it_gives_from_the_start(
     assert run.finish() == 0, run.log[-3000:]
     assert "Resuming keeps" not in run.log
     saved = [tmp_path / part / "experiments/tiny" for part in ("whole", "parts")]
-    for name in ("models/net_g_6.pth", "training_states/6.state"):
-        assert same(*(load(folder / name) for folder in saved)), name
+    if before == [5]:
+        for name in ("models/net_g_6.pth", "training_states/6.state"):
+            assert same(*(load(folder / name) for folder in saved)), name
+    states = [load(folder / "training_states/6.state") for folder in saved]
+    assert states[0]["schedulers"] == states[1]["schedulers"]
+    groups = [state["optimizers"][0]["param_groups"] for state in states]
+    assert groups[0] == groups[1]
+    # BasicSR's warm-up of 2 leaves half of it, for good.
+    rate = "0.0005" if warmup else "0.001"
+    assert f"The learning rate goes on as the options' schedule has it: {rate} (saved: " in run.log
 
 
 def test_a_full_disk_is_reported_and_training_goes_on(tmp_path: Path, write_train_options):

@@ -1,6 +1,7 @@
 """Checkpoints that survive kills and full disks, and from which a run goes on exactly."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ class Checkpointing(Validating, ExactWarmup):
     - Training states also hold the random states of all processes, the gradient scaler and the
       place in the data, and are restored with them, as is the pool of training pairs that the
       Real-ESRGAN models have (of the newest two states only).
-    - `path: resume_schedule: options` goes on with the learning rate schedule of the options, not
-      with that of the training state, the default (`state`); what is past stays as it was.
+    - `path: resume_schedule: options` goes on with the learning rate that the options' schedule has
+      at this iteration, as if it had been there from the start, not with that of the training
+      state, the default (`state`).
     - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
       first metric of the first validation set.
     - Files are loaded without running code from them, .safetensors too.
@@ -239,12 +241,13 @@ class Checkpointing(Validating, ExactWarmup):
         self.resume_best_results(resume_state["iter"])
 
     def _go_back_to(self, resume_state: Mapping[str, Any]) -> None:
-        super().resume_training(self._fitting(resume_state))
+        state = self._fitting(resume_state)
+        super().resume_training(state)
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
             self.scaler.load_state_dict(resume_state["scaler"])
         if resume_state.get("place_in_data") is not None:
             self.place_in_data = tuple(resume_state["place_in_data"])
-        self.resume_warmup(resume_state.get("warmup"))
+        self.resume_warmup(state.get("warmup"))
         states = Path(self.opt["path"]["training_states"])
         if not load_pool(self, states, resume_state["iter"]):
             get_root_logger().warning(
@@ -264,8 +267,7 @@ class Checkpointing(Validating, ExactWarmup):
                     f"the training state does not hold {len(ours)} {name}, as {self.opt['name']} "
                     "needs; resume with the options of its own run"
                 )
-        from_options = self.opt["path"].get("resume_schedule") == "options"
-        return {
+        fitting = {
             **state,
             "optimizers": [
                 fitting_optimizer_state(saved, ours, number)
@@ -273,11 +275,31 @@ class Checkpointing(Validating, ExactWarmup):
                     zip(state["optimizers"], self.optimizers, strict=True), start=1
                 )
             ],
-            "schedulers": [
-                fitting_scheduler_state(saved, ours, from_options)
-                for saved, ours in zip(state["schedulers"], self.schedulers, strict=True)
-            ],
         }
+        if self.opt["path"].get("resume_schedule") == "options":
+            return self._rescheduled(fitting)
+        schedulers = zip(state["schedulers"], self.schedulers, strict=True)
+        return {**fitting, "schedulers": [fitting_scheduler_state(*pair) for pair in schedulers]}
+
+    def _rescheduled(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The training state with the learning rates of the options' schedule."""
+        train = self.opt["train"]
+        with warnings.catch_warnings():
+            # That the optimizer makes no step in between.
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step")
+            for iteration in range(1, min(state["iter"], train["total_iter"]) + 1):
+                self.update_learning_rate(iteration, warmup_iter=train.get("warmup_iter", -1))
+        for saved, ours in zip(state["optimizers"], self.optimizers, strict=True):
+            before = [group["lr"] for group in saved["param_groups"]]
+            for group, own in zip(saved["param_groups"], ours.param_groups, strict=True):
+                group.update(lr=own["lr"], initial_lr=own["initial_lr"])
+            after = [group["lr"] for group in saved["param_groups"]]
+            get_root_logger().info(
+                f"The learning rate goes on as the options' schedule has it: {_rates(after)} "
+                f"(saved: {_rates(before)})."
+            )
+        schedulers = [scheduler.state_dict() for scheduler in self.schedulers]
+        return {**state, "schedulers": schedulers, "warmup": self.warmup_state()}
 
     def _non_finite_network(self) -> str | None:
         """Name of a network that holds a value that is not finite."""
@@ -309,6 +331,10 @@ class Checkpointing(Validating, ExactWarmup):
         for iteration in saved.keys() - spared:
             for path in saved[iteration]:
                 path.unlink(missing_ok=True)
+
+
+def _rates(rates: Iterable[float]) -> str:
+    return ", ".join(dict.fromkeys(f"{rate:.3g}" for rate in rates))
 
 
 # Below it, CVE-2026-24747 lets a crafted pickle get past `weights_only`.

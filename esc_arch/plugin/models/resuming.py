@@ -13,8 +13,6 @@ from esc_arch.zoo.params import check_plain
 
 # Options of BasicSR's schedulers, which keep them under these names.
 SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
-# How far a scheduler has come: what torch adds to that.
-PROGRESS = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 # How a step is computed, which is this machine's business, not the file's.
 COMPUTATION = ("fused", "foreach", "capturable", "differentiable", "maximize")
 
@@ -166,25 +164,22 @@ def _described(shapes: Mapping[str, Any]) -> str:
     return ", ".join(f"{printable(name)} {shape}" for name, shape in shapes.items()) or "nothing"
 
 
-def fitting_scheduler_state(saved: Any, scheduler: Any, from_options: bool) -> dict[str, Any]:
+def fitting_scheduler_state(saved: Any, scheduler: Any) -> dict[str, Any]:
     """A saved scheduler state that can be loaded.
 
     Args:
         saved: What the file has.
         scheduler: What the options have built.
-        from_options: Whether to go on with the schedule of the options.
 
     Returns:
         The state.
 
     Raises:
-        UserError: It is of another kind of scheduler, and `from_options` is false.
+        UserError: It is of another kind of scheduler.
     """
     ours = scheduler.state_dict()
-    if not isinstance(saved, Mapping) or any(name not in saved for name in PROGRESS[:1]):
+    if not isinstance(saved, Mapping) or "last_epoch" not in saved:
         raise UserError("the training state's scheduler is damaged; resume from another state")
-    if from_options:
-        return {**ours, **{name: saved[name] for name in PROGRESS if name in saved}}
     differ = {name for name in SCHEDULE if (name in saved) != (name in ours)}
     if differ:
         raise UserError(

@@ -1,7 +1,7 @@
 """Writing pictures: PNG, JPEG, WebP or TIFF, as a whole or from rows as they come."""
 
 import io
-import queue
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,8 +28,6 @@ SUFFIXES = {
     "tiff": (".tif", ".tiff"),
 }
 _LARGEST_SIDE = {"jpeg": 65535, "webp": 16383}
-# Rows that may wait for the encoder, in parts.
-_WAITING = 2
 
 
 @dataclass(frozen=True)
@@ -114,27 +112,20 @@ def save_rows(
         file.write(encode_plain(Picture(pixels, metadata), encoding.format, encoding.quality))
         return
     if len(first) == height:
-        image = vips.Image.new_from_memory(
-            np.ascontiguousarray(first).data, width, height, channels, _format(first)
-        )
+        values = "uchar" if first.dtype == np.uint8 else "ushort"
+        content = np.ascontiguousarray(first).data
+        image = vips.Image.new_from_memory(content, width, height, channels, values)
         _save(vips, image, file, metadata, encoding)
     else:
         _save_streamed(vips, file, chain([first], parts), shape, metadata, encoding)
 
 
-def _format(pixels: np.ndarray) -> str:
-    return "uchar" if pixels.dtype == np.uint8 else "ushort"
-
-
 def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: Encoding) -> None:
     """Encode an image into a file; errors in writing come out as they were raised."""
-    deep = image.format == "ushort"
-    spaces = ("grey16", "rgb16") if deep else ("b-w", "srgb")
+    if image.format == "ushort" and encoding.format in ("jpeg", "webp"):
+        image = (image / 257).rint().cast("uchar")
+    spaces = ("grey16", "rgb16") if image.format == "ushort" else ("b-w", "srgb")
     image = image.copy(interpretation=spaces[image.bands > 2])
-    if deep and encoding.format in ("jpeg", "webp"):
-        image = (
-            (image / 257).rint().cast("uchar").copy(interpretation=("b-w", "srgb")[image.bands > 2])
-        )
     exif = upright_exif(metadata.exif, image.width, image.height)
     image.set_type(vips.GValue.gdouble_type, "xres", 1.0)
     for name, blob in (("icc-profile-data", metadata.icc_profile), ("xmp-data", metadata.xmp)):
@@ -213,51 +204,32 @@ def _save_streamed(
     metadata: Metadata,
     encoding: Encoding,
 ) -> None:
-    """Encode in a thread of its own what this one computes, with few rows waiting in between."""
+    """Encode in a thread of its own, which reads from a pipe, what this one computes."""
     height, width, channels = shape
-    waiting: queue.Queue[bytes | None] = queue.Queue(_WAITING)
     failures: list[BaseException] = []
-    buffered = bytearray()
-    ended = False
+    reading, writing = os.pipe()
 
-    def read(size: int) -> bytes:
-        nonlocal ended
-        while len(buffered) < size and not ended:
-            part = waiting.get()
-            if part is None:
-                ended = True
-            else:
-                buffered.extend(part)
-        data = bytes(buffered[:size])
-        del buffered[:size]
-        return data
-
-    def consume() -> None:
+    def encode() -> None:
         try:
-            source = vips.SourceCustom()
-            source.on_read(read)
+            source = vips.Source.new_from_descriptor(reading)
             image = vips.Image.pngload_source(source, access="sequential", fail_on="error")
             _save(vips, image, file, metadata, encoding)
         except BaseException as error:
             failures.append(error)
+        finally:
+            while os.read(reading, 1 << 20):  # Else the other would wait for ever.
+                pass
+            os.close(reading)
 
-    thread = threading.Thread(target=consume, name="encoder", daemon=True)
+    thread = threading.Thread(target=encode, name="encoder", daemon=True)
     thread.start()
-
-    def put(part: bytes | None) -> None:
-        while thread.is_alive():
-            try:
-                return waiting.put(part, timeout=0.2)
-            except queue.Full:
-                continue
-
     try:
-        for part in stored_png(width, height, channels, rows):
-            put(part)
-            if failures:
-                break
+        with open(writing, "wb") as pipe:
+            for part in stored_png(height, width, channels, rows):
+                pipe.write(part)
+                if failures:
+                    break
     finally:
-        put(None)
         thread.join()
     if failures:
         raise failures[0]

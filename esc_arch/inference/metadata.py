@@ -1,7 +1,12 @@
 """What a picture carries beside its pixels, and what of it is kept in the upscaled one."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 _ORIENTATION, _PIXEL_WIDTH, _PIXEL_HEIGHT, _EXIF_FOLDER = 0x0112, 0xA002, 0xA003, 0x8769
 _PREFIX = b"Exif\0\0"
@@ -42,8 +47,28 @@ def upright_exif(exif: bytes | None, width: int, height: int) -> bytes | None:
         The same with orientation 1, the new size where the old one stood, and no thumbnail, which
         shows the old picture; None where it cannot be understood.
     """
-    if exif is None:
-        return None
+
+    def change(tags: "PIL.Image.Exif") -> bytes | None:
+        if not len(tags):
+            return None
+        if _ORIENTATION in tags:
+            tags[_ORIENTATION] = 1
+        folder = tags.get_ifd(_EXIF_FOLDER)
+        for tag, value in ((_PIXEL_WIDTH, width), (_PIXEL_HEIGHT, height)):
+            if tag in folder:
+                folder[tag] = value
+        return tags.tobytes().removeprefix(_PREFIX)
+
+    return None if exif is None else _understood(exif, change)
+
+
+def orientation(exif: bytes) -> int:
+    """How a picture is turned, from 1 (upright) to 8; 1 where it cannot be understood."""
+    told = _understood(exif, lambda tags: tags.get(_ORIENTATION))
+    return told if told in range(1, 9) else 1
+
+
+def _understood(exif: bytes, use: "Callable[[PIL.Image.Exif], Any]") -> Any:
     from PIL import Image
 
     try:
@@ -51,15 +76,7 @@ def upright_exif(exif: bytes | None, width: int, height: int) -> bytes | None:
             warnings.simplefilter("ignore")
             tags = Image.Exif()
             tags.load(exif if exif.startswith(_PREFIX) else _PREFIX + exif)
-            if not len(tags):
-                return None
-            if _ORIENTATION in tags:
-                tags[_ORIENTATION] = 1
-            folder = tags.get_ifd(_EXIF_FOLDER)
-            for tag, value in ((_PIXEL_WIDTH, width), (_PIXEL_HEIGHT, height)):
-                if tag in folder:
-                    folder[tag] = value
-            return tags.tobytes().removeprefix(_PREFIX)
+            return use(tags)
     except Exception:
         # Pillow raises a different class for each kind of damage; metadata never decides.
         return None

@@ -1,27 +1,23 @@
 """What a file is that cannot be read as a picture: for the line that says so."""
 
 _STARTS = (
-    (b"GIF8", "a GIF"),
-    (b"\xff\x0a", "a JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL"),
-    (b"\xff\x4f\xff\x51", "a JPEG 2000"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000"),
-    (b"II\xbc\x01", "a JPEG XR"),
-    (b"8BPS", "a Photoshop file"),
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "PostScript"),
-    (b"v/1\x01", "an OpenEXR"),
-    (b"#?RADIANCE", "a Radiance HDR"),
-    (b"#?RGBE", "a Radiance HDR"),
-    (b"DDS ", "a DDS"),
-    (b"qoif", "a QOI"),
-    (b"\0\0\1\0", "an icon"),
-    (b"icns", "an icon"),
-    (b"PK\3\4", "a zip"),
-    (b"Rar!", "a RAR archive"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"\x1f\x8b", "compressed by gzip"),
-    (b"version https://git-lfs", "a Git LFS pointer (git lfs pull brings the file itself)"),
+    ((b"GIF8",), "a GIF"),
+    ((b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL"),
+    ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "), "a JPEG 2000"),
+    ((b"II\xbc\x01",), "a JPEG XR"),
+    ((b"8BPS",), "a Photoshop file"),
+    ((b"%PDF",), "a PDF"),
+    ((b"%!PS",), "PostScript"),
+    ((b"v/1\x01",), "an OpenEXR"),
+    ((b"#?RADIANCE", b"#?RGBE"), "a Radiance HDR"),
+    ((b"DDS ",), "a DDS"),
+    ((b"qoif",), "a QOI"),
+    ((b"\0\0\1\0", b"icns"), "an icon"),
+    ((b"PK\3\4",), "a zip"),
+    ((b"Rar!",), "a RAR archive"),
+    ((b"7z\xbc\xaf",), "a 7z archive"),
+    ((b"\x1f\x8b",), "compressed by gzip"),
+    ((b"version https://git-lfs",), "a Git LFS pointer (git lfs pull brings the file itself)"),
 )
 _BRANDS = {
     b"avif": "an AVIF",
@@ -41,8 +37,8 @@ def other_kind(head: bytes) -> str | None:
     """
     if not head:
         return "empty"
-    for start, name in _STARTS:
-        if head.startswith(start):
+    for starts, name in _STARTS:
+        if head.startswith(starts):
             return name
     if head[4:8] == b"ftyp":
         return _BRANDS.get(head[8:12], "a film")

@@ -1,27 +1,31 @@
 """Reading and writing pictures of the usual kinds, by libvips: as a whole or row by row."""
 
 import functools
+import io
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from esc_arch.errors import UserError, printable
-from esc_arch.inference.metadata import Metadata
+from esc_arch.inference.metadata import Metadata, orientation
 from esc_arch.inference.other_kinds import other_kind
 from esc_arch.inference.png_chunks import (
     COLOUR_CHUNKS,
+    PALETTE,
     SIGNATURE,
+    ChunkWriter,
     icc_profile,
     png_fault,
     read_chunks,
 )
-from esc_arch.inference.tiff_pages import full_pages, load_tiff
+from esc_arch.inference.tiff_pages import SAVE_AS, full_pages, load_tiff
 
 # What names of pictures end in.
 PICTURE_SUFFIXES = frozenset(
@@ -29,7 +33,6 @@ PICTURE_SUFFIXES = frozenset(
     for suffix in ("png", "jpg", "jpeg", "jpe", "jfif", "jif", "webp", "tif", "tiff", "bmp", "dib")
 )
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
-_SAVE_AS = "save it as PNG or TIFF with 8 or 16 bits a value"
 _HEAD = 64
 _FLOATS = ("float", "double")
 _importing = threading.Lock()
@@ -46,11 +49,6 @@ class Picture:
 
     pixels: np.ndarray
     metadata: Metadata = field(default_factory=Metadata)
-
-    @property
-    def icc_profile(self) -> bytes | None:
-        """The colour profile that the values are meant in, if the file names one."""
-        return self.metadata.icc_profile
 
 
 @dataclass
@@ -153,8 +151,9 @@ def _import_vips() -> Any:
 
 def _open_regular(path: Path) -> BinaryIO:
     """Open a file, but no pipe or device, which may never end."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _binary())
+        descriptor = os.open(path, flags)
     except OSError as error:
         raise UserError(f"{printable(path)}: {error.strerror}") from None
     file = os.fdopen(descriptor, "rb")
@@ -164,10 +163,6 @@ def _open_regular(path: Path) -> BinaryIO:
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise UserError(f"{printable(path)}: is {kind}; a picture is needed")
     return file
-
-
-def _binary() -> int:
-    return getattr(os, "O_BINARY", 0)
 
 
 def _sniff(head: bytes) -> str | None:
@@ -187,49 +182,61 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
     keep: list[Any] = []
     chunks = read_chunks(file) if kind == "png" else {}
     options: dict[str, Any] = {"fail_on": "error"}
-    try:
-        image = _load(vips, path, kind, options, keep)
+    # libvips sees it only where it stands before the pixels.
+    told = orientation(chunks[b"eXIf"]) if b"eXIf" in chunks else None
+
+    def load(keep: list[Any], **more: Any) -> Any:
+        image = _load(vips, path, kind, {**options, **more}, keep)
+        if told is not None:
+            image = image.copy()
+            image.set_type(vips.GValue.gint_type, "orientation", told)
+        return image
+
+    with _damage_told(vips, path):
+        image = load(keep)
         number = _choose_page(path, image, kind, page, notes, b"acTL" in chunks)
         if number is not None:
             options["page"] = number
-            image = _load(vips, path, kind, options, keep)
+            image = load(keep)
         turned = image.get_typeof("orientation") and image.get("orientation") > 4
         metadata = _metadata(image, chunks)
         convert, metadata = _conversion(path, image, metadata, notes)
         upright = convert(image.autorot())
         dtype = np.dtype({"uchar": np.uint8, "ushort": np.uint16}[upright.format])
         width, height, channels = upright.width, upright.height, upright.bands
-    except vips.Error as error:
-        raise damaged(path, error) from None
 
     def open_rows() -> Callable[[int], np.ndarray]:
         # Turning needs all of a picture; libvips then keeps large ones on disk.
         access = "random" if turned else "sequential"
         kept: list[Any] = []
-        try:
-            again = _load(vips, path, kind, {**options, "access": access}, kept)
-            fresh = convert(again.autorot())
+        with _damage_told(vips, path):
+            _check_pixels(vips, path, kind, chunks)
+            fresh = convert(load(kept, access=access).autorot())
             kept += [fresh, vips.Region.new(fresh)]
-        except vips.Error as error:
-            raise damaged(path, error) from None
         done = 0
 
         def rows(count: int) -> np.ndarray:
             nonlocal done
             fresh, region = kept[-2:]
-            try:
+            with _damage_told(vips, path):
                 if done == 0 and count == height:
                     content = fresh.write_to_memory()
                 else:
                     content = region.fetch(0, done, width, count)
-            except vips.Error as error:
-                raise damaged(path, error) from None
             done += count
             return np.frombuffer(content, dtype).reshape(count, width, channels)
 
         return rows
 
     return Source(path, width, height, channels, dtype, metadata, notes, open_rows)
+
+
+@contextmanager
+def _damage_told(vips: Any, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except vips.Error as error:
+        raise damaged(path, error) from None
 
 
 def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[Any]) -> Any:
@@ -239,6 +246,29 @@ def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[
     if kind == "tiff" and (image := load_tiff(vips, path, options, keep)) is not None:
         return image
     return getattr(vips.Image, f"{kind}load_source")(source, **{"access": "sequential", **options})
+
+
+def _check_pixels(vips: Any, path: Path, kind: str, chunks: dict[bytes, bytes]) -> None:
+    """Raise for pixels that libvips makes up: those of no data, and of no colour in a palette."""
+    if kind == "jpeg":
+        try:
+            _load(vips, path, kind, {"fail_on": "warning"}, []).avg()
+        except vips.Error as error:
+            # Other warnings, as of bytes that are too many, cost no pixels.
+            if "premature end" in error.detail or "bad Huffman code" in error.detail:
+                raise
+        return
+    depth, colours = chunks.get(b"IHDR", bytes(10))[8:10]
+    named = len(chunks.get(b"PLTE", b"")) // 3
+    if colours != PALETTE or named >= 1 << depth:
+        return
+    # As a copy in which all that it does not name is transparent.
+    marks = {b"PLTE": bytes(3 << depth), b"tRNS": b"\xff" * named + bytes((1 << depth) - named)}
+    marked = io.BytesIO()
+    ChunkWriter(marked, marks, ()).write(path.read_bytes())
+    image = vips.Image.pngload_buffer(marked.getvalue(), access="sequential")
+    if image[image.bands - 1].min() == 0:
+        raise UserError(beyond_palette(path, named))
 
 
 def _choose_page(
@@ -285,7 +315,7 @@ def _conversion(
     """What makes a picture one of 8 or 16 bits in grey or RGB, and what then goes along."""
     shown = printable(path)
     kind, values = image.interpretation, image.format
-    plain = Metadata(None, {}, metadata.exif, metadata.xmp, metadata.resolution)
+    plain = replace(metadata, icc_profile=None, colour_chunks={})
     if kind in ("cmyk", "lab", "labs"):
         of_8_bits = image.get_typeof("bits-per-sample") and image.get("bits-per-sample") == 8
         depth = 8 if values == "uchar" or of_8_bits else 16
@@ -305,19 +335,10 @@ def _conversion(
         space = "grey16" if image.bands < 3 else "rgb16"
         return lambda image: (image * 65535).rint().cast("ushort").copy(interpretation=space), plain
     if values not in ("uchar", "ushort"):
-        bits, signed = {
-            "char": (8, "signed"),
-            "short": (16, "signed"),
-            "int": (32, "signed"),
-            "uint": (32, "unsigned"),
-        }.get(values, (0, values))
-        what = f"{bits}-bit {signed} numbers" if bits else f"{signed} numbers"
-        raise UserError(f"{shown}: its values are {what}; {_SAVE_AS}")
+        raise UserError(f"{shown}: its values are numbers of the kind '{values}'; {SAVE_AS}")
     space = b"GRAY" if image.bands < 3 else b"RGB "
     if metadata.icc_profile is not None and metadata.icc_profile[16:20] != space:
-        metadata = Metadata(
-            None, metadata.colour_chunks, metadata.exif, metadata.xmp, metadata.resolution
-        )
+        metadata = replace(metadata, icc_profile=None)
     return lambda image: image, metadata
 
 
@@ -337,7 +358,7 @@ def _check_range(shown: str, image: Any) -> None:
     if not np.isfinite(total) or smallest < 0 or largest > 1:
         raise UserError(
             f"{shown}: its values are floats from {smallest:g} to {largest:g}; those of a picture "
-            f"lie between 0 and 1: scale them, or {_SAVE_AS}"
+            f"lie between 0 and 1: scale them, or {SAVE_AS}"
         )
 
 
@@ -348,8 +369,13 @@ def damaged(path: Path, error: Exception) -> Exception:
         return MemoryError(reason)
     if reason == type(error).__name__:  # Of the header of a PNG, libvips says nothing.
         with _open_regular(path) as file:
-            reason = png_fault(file) or "its header cannot be read"
+            reason = png_fault(read_chunks(file)) or "its header cannot be read"
     return UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
+
+
+def beyond_palette(path: Path, named: int) -> str:
+    """The line on a picture with other colours than those of its palette."""
+    return f"{printable(path)}: damaged: it has pixels of colours beyond the {named} of its palette"
 
 
 def tells_of_memory(reason: str) -> bool:

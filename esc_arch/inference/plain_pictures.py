@@ -1,6 +1,7 @@
 """Reading and writing the plainest pictures by Pillow: BMP, and where libvips is missing."""
 
 import io
+import struct
 import sys
 import warnings
 from pathlib import Path
@@ -10,7 +11,13 @@ import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.picture_files import Picture, Source, damaged, source_in_memory
+from esc_arch.inference.picture_files import (
+    Picture,
+    Source,
+    beyond_palette,
+    damaged,
+    source_in_memory,
+)
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
 
 _told = False
@@ -29,12 +36,14 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
     shown = printable(path)
     if kind == "tiff" or page not in (None, 1):
         raise UserError(f"{shown}: needs libvips, which is not installed; {_INSTALL}")
+    if (fault := _fault(path, kind)) is not None:
+        raise UserError(f"{shown}: {fault}")
     try:
         with warnings.catch_warnings(), Image.open(path, formats=[kind.upper()]) as image:
             warnings.simplefilter("ignore")
             mode = image.mode
-            if mode in ("I", "F") or mode.startswith("I;") or _is_deep_png(path, kind):
-                raise UserError(f"{shown}: 16 bits a value need libvips; {_INSTALL}")
+            if mode == "P" and image.getextrema()[1] >= (named := len(image.getpalette()) // 3):
+                raise UserError(beyond_palette(path, named))
             profile, exif = image.info.get("icc_profile"), image.info.get("exif")
             grey = mode in ("1", "L", "LA", "La")
             alpha = image.has_transparency_data
@@ -43,6 +52,9 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
             pixels = np.asarray(image.convert(modes[grey, alpha]))
     except (UserError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        most = 2e-6 * Image.MAX_IMAGE_PIXELS
+        raise UserError(f"{shown}: has more than {most:.0f} megapixels; save it as PNG") from None
     except Exception as error:
         # Pillow raises a different class for each kind of damage in each format.
         raise damaged(path, error) from None
@@ -86,11 +98,19 @@ def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:
 _INSTALL = "install it with: pip install 'pyvips[binary]'"
 
 
-def _is_deep_png(path: Path, kind: str) -> bool:
-    if kind != "png":
-        return False
+def _fault(path: Path, kind: str) -> str | None:
+    """Why Pillow would not read a file right, if so."""
     with open(path, "rb") as file:
-        return file.read(25)[24:] == b"\x10"
+        head = file.read(70).ljust(70, b"\0")
+    if kind == "png" and head[24] == 16:
+        return f"16 bits a value need libvips; {_INSTALL}"
+    if kind == "bmp":
+        size, bits, compression, alpha_bits = struct.unpack_from("<I10xHI32xI", head, 14)
+        if size >= 40 and compression == 2:
+            return "compressed by RLE4; save it as PNG"
+        if size >= 56 and compression and bits == 16 and alpha_bits:
+            return "16 bits a pixel with transparency; save it as PNG"
+    return None
 
 
 def _tell_once() -> None:

@@ -12,11 +12,12 @@ from esc_arch.errors import printable
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What the numbers of a picture mean on a screen; they stay with the numbers.
 COLOUR_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
-_WANTED = (*COLOUR_CHUNKS, b"iCCP", b"pHYs", b"eXIf", b"acTL")
+_WANTED = (*COLOUR_CHUNKS, b"IHDR", b"PLTE", b"iCCP", b"pHYs", b"eXIf", b"acTL")
 _LARGEST = 1 << 24
 _LARGEST_SIDE = 1_000_000
+PALETTE = 3
 # Kind of colours -> bits a value.
-_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), PALETTE: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 
 def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
@@ -37,7 +38,8 @@ def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
         length, name = struct.unpack(">I4s", head)
         if name == b"IEND":
             break
-        if name in _WANTED and length <= _LARGEST:
+        wanted = name in _WANTED or _is_critical(name) and name != b"IDAT"
+        if wanted and length <= _LARGEST:
             body, crc = file.read(length), file.read(4)
             if crc == struct.pack(">I", zlib.crc32(name + body)):
                 found.setdefault(name, body)
@@ -47,36 +49,30 @@ def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
     return found
 
 
-def png_fault(file: BinaryIO) -> str | None:
+def png_fault(chunks: dict[bytes, bytes]) -> str | None:
     """What is wrong in the header of a PNG, or with a chunk that no reader may pass over.
 
     Args:
-        file: Seekable.
+        chunks: Of `read_chunks`.
     """
-    file.seek(len(SIGNATURE))
-    length, name = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
-    body, crc = file.read(13), file.read(4)
-    if (length, name) != (13, b"IHDR") or len(body) + len(crc) < 17:
-        return "it does not begin with a header"
-    if crc != struct.pack(">I", zlib.crc32(name + body)):
-        return "the checksum of its header is wrong"
-    width, height, depth, colour = struct.unpack_from(">IIBB", body)
+    header = chunks.get(b"IHDR", b"")
+    if len(header) != 13:
+        return "its header is missing, or the checksum is wrong"
+    width, height, depth, colour = struct.unpack_from(">IIBB", header)
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31):
         return f"its header says {width} x {height} pixels"
     if depth not in _DEPTHS.get(colour, ()):
         return f"its header says colours of kind {colour} with {depth} bits, which there are not"
     if max(width, height) > _LARGEST_SIDE:
         return f"its {width} x {height} pixels are more than can be read ({_LARGEST_SIDE} a side)"
-    names = set()
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        names.add(name)
-        if name in (b"IDAT", b"IEND"):
-            break
-        if name[0] & 0x20 == 0 and name not in (b"PLTE", b"IHDR"):
+    for name in chunks:
+        if _is_critical(name) and name not in _WANTED:
             return f"it has a part '{printable(name.decode('latin-1'))}' that is not known"
-        file.seek(length + 4, 1)
-    return "its palette is missing" if colour == 3 and b"PLTE" not in names else None
+    return "its palette is missing" if colour == PALETTE and b"PLTE" not in chunks else None
+
+
+def _is_critical(name: bytes) -> bool:
+    return name[0] & 0x20 == 0
 
 
 def icc_profile(body: bytes) -> bytes | None:
@@ -141,13 +137,13 @@ class ChunkWriter:
 
 
 def stored_png(
-    width: int, height: int, channels: int, rows: Iterator[np.ndarray]
+    height: int, width: int, channels: int, rows: Iterator[np.ndarray]
 ) -> Iterator[bytes]:
     """A PNG file without compression, part by part: how rows reach a library that pulls.
 
     Args:
-        width: Of the picture.
         height: Of the picture.
+        width: Of the picture.
         channels: 1 to 4: grey, grey with alpha, RGB, RGBA.
         rows: The rows from top to bottom in parts (h, W, C), uint8 or uint16.
 

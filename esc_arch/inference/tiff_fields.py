@@ -9,14 +9,12 @@ from pathlib import Path
 
 SUB_FILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_BYTES = 273, 274, 277, 278, 279
-PLANES, RESOLUTION_UNIT, SUB_DIRECTORIES, INKS = 284, 296, 330, 332
+PLANES, RESOLUTION_UNIT, PALETTE, SUB_DIRECTORIES, INKS = 284, 296, 320, 330, 332
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, EXTRA, FORMAT = 322, 323, 324, 325, 338, 339
 DNG_VERSION = 50706
 
 # Kind of a field's values -> how Python unpacks one; others hold no whole numbers.
 _WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_BYTES |= {16: 8, 17: 8, 18: 8}
 _LONG, _LONG_8 = 4, 16
 _MOST_PAGES = 100_000
 _MOST_VALUES = 1 << 26
@@ -36,12 +34,7 @@ class Form:
 
     @property
     def size(self) -> int:
-        """Bytes of an offset."""
-        return 8 if self.big else 4
-
-    @property
-    def head(self) -> int:
-        """Where in the file the offset of the first directory stands."""
+        """Bytes of an offset; that of the first directory stands at this place in the file."""
         return 8 if self.big else 4
 
 
@@ -75,7 +68,7 @@ def directories(path: Path) -> list[Directory]:
         head = file.read(16)
         form = Form("<" if head[:2] == b"II" else ">", head[2:4] in (b"+\0", b"\0+"))
         try:
-            (place,) = struct.unpack_from(form.word, head, form.head)
+            (place,) = struct.unpack_from(form.word, head, form.size)
             found: list[Directory] = []
             seen: set[int] = set()
             while place and place not in seen and len(found) < _MOST_PAGES:
@@ -95,31 +88,28 @@ def _read(file, form: Form, place: int) -> tuple[Directory, int]:
         raise ValueError("more fields than there can be")
     step = 20 if form.big else 12
     table = file.read(count * step + form.size)
-    fields, values = {}, {}
+    fields = {}
     for start in range(0, count * step, step):
         entry = table[start : start + step]
         (tag,) = struct.unpack_from(f"{form.order}H", entry)
         fields[tag] = entry[2:]
     (following,) = struct.unpack_from(form.word, table, count * step)
-    for tag, entry in fields.items():
-        numbers = _numbers(file, form, entry)
-        if numbers is not None:
-            values[tag] = numbers
-    return Directory(form, fields, values), following
+    values = {tag: _numbers(file, form, entry) for tag, entry in fields.items()}
+    whole = {tag: numbers for tag, numbers in values.items() if numbers is not None}
+    return Directory(form, fields, whole), following
 
 
 def _numbers(file, form: Form, entry: bytes) -> tuple[int, ...] | None:
     kind, count = struct.unpack_from(form.order + ("HQ" if form.big else "HI"), entry)
     if kind not in _WHOLE or count > _MOST_VALUES:
         return None
-    size = count * _BYTES[kind]
+    numbers = f"{form.order}{count}{_WHOLE[kind]}"
+    size = struct.calcsize(numbers)
     content = entry[2 + form.size :][:size]
     if size > form.size:
         file.seek(struct.unpack(form.word, entry[2 + form.size :])[0])
         content = file.read(size)
-    if len(content) < size:
-        return None
-    return struct.unpack(f"{form.order}{count}{_WHOLE[kind]}", content)
+    return struct.unpack(numbers, content) if len(content) == size else None
 
 
 class View:
@@ -141,7 +131,7 @@ class View:
         start = self._size + self._size % 2
         self._tail = bytes(start - self._size) + _table(directory, changed, start)
         self._file.seek(0)
-        self._head = self._file.read(form.head) + struct.pack(form.word, start)
+        self._head = self._file.read(form.size) + struct.pack(form.word, start)
         self._place = 0
 
     def read(self, size: int) -> bytes:

@@ -11,17 +11,21 @@ from esc_arch.errors import UserError, printable
 from esc_arch.inference import tiff_fields as fields
 from esc_arch.inference.tiff_fields import Directory, View
 
-_SAVE_AS = "save it as PNG or TIFF with 8 or 16 bits a value"
+SAVE_AS = "save it as PNG or TIFF with 8 or 16 bits a value"
 _ASSOCIATED_ALPHA = 1
 _CMYK_INKS = 1
 _SEPARATE = 2
 _REDUCED, _MASK = 1, 4
 _WHITE, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB, _ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 _SENSOR = {32803: "a colour filter array", 34892: "linear values of its sensor"}
-_COLOURS = {10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv"}
-_COMPLEX = (5, 6)
-_FLOAT = 3
-_SIGNED = 2
+_LAB = (_CIELAB, _ICCLAB)
+# Kind of colours -> how many channels they have at least; of other kinds, what they are.
+_CHANNELS = {_WHITE: 1, _GREY: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _CIELAB: 3, _ICCLAB: 3}
+_COLOURS = {4: "a mask", 10: "ITU L*a*b*", 32844: "LogL", 32845: "LogLuv"}
+_SIGNED, _FLOAT, _COMPLEX = 2, 3, (5, 6)
+_NUMBERS = {_SIGNED: "signed numbers", _FLOAT: "floats"} | dict.fromkeys(
+    _COMPLEX, "complex numbers"
+)
 # Leaves room for a directory behind the file within 32 bits.
 _LARGEST = (1 << 32) - (1 << 28)
 _JPEG = (6, 7)
@@ -76,14 +80,15 @@ def load_tiff(vips: Any, path: Path, options: dict[str, Any], keep: list[Any]) -
         page = pages[number]
     except (OSError, ValueError, IndexError):
         return None
-    _refuse(printable(path), page)
+    if (fault := _fault(page)) is not None:
+        raise UserError(f"{printable(path)}: {fault}")
     changed: dict[int, Any] = {}
     if not 1 <= page.first(fields.ORIENTATION, 1) <= 8:
         changed[fields.ORIENTATION] = None
     if not 1 <= page.first(fields.RESOLUTION_UNIT, 2) <= 3:
         changed[fields.RESOLUTION_UNIT] = None
     colours = page.first(fields.PHOTOMETRIC, _GREY)
-    lab = colours in (_CIELAB, _ICCLAB)
+    lab = colours in _LAB
     separate = page.first(fields.PLANES, 1) == _SEPARATE and page.first(fields.SAMPLES, 1) > 1
     tiled = fields.TILE_OFFSETS in page.values
     inverted = colours == _WHITE and page.first(fields.FORMAT, 1) == _FLOAT
@@ -104,55 +109,47 @@ def load_tiff(vips: Any, path: Path, options: dict[str, Any], keep: list[Any]) -
     return image
 
 
-def _refuse(shown: str, page: Directory) -> None:
-    """Raise for a kind that cannot be read right."""
+def _fault(page: Directory) -> str | None:
+    """Why a page cannot be read right, if it cannot."""
     if not page.fields:
-        raise UserError(f"{shown}: damaged, or not a picture: a page says nothing of itself")
-    colours = page.first(fields.PHOTOMETRIC, _GREY)
+        return "damaged, or not a picture: a page says nothing of itself"
+    colours, samples = page.first(fields.PHOTOMETRIC, _GREY), page.first(fields.SAMPLES, 1)
+    bits, form = page.values.get(fields.BITS, (1,)), page.first(fields.FORMAT, 1)
     reduced = page.first(fields.SUB_FILE_TYPE) & _REDUCED and fields.SUB_DIRECTORIES in page.fields
     if colours in _SENSOR or fields.DNG_VERSION in page.fields or reduced:
-        raise UserError(
-            f"{shown}: a camera's raw data ({_SENSOR.get(colours, 'a preview and more')}); develop "
-            "it first, and save it as PNG or TIFF"
-        )
-    if colours in _COLOURS:
-        raise UserError(f"{shown}: its colours are {_COLOURS[colours]}; save it as RGB")
+        what = _SENSOR.get(colours, "a preview and more")
+        return f"a camera's raw data ({what}); develop it first, and save it as PNG or TIFF"
+    if colours not in _CHANNELS:
+        return f"its colours are {_COLOURS.get(colours, f'of kind {colours}')}; save it as RGB"
+    if samples < _CHANNELS[colours]:
+        return f"damaged, or not a picture: has {samples} of its {_CHANNELS[colours]} channels"
     if colours == _CMYK and page.first(fields.INKS, _CMYK_INKS) != _CMYK_INKS:
-        raise UserError(f"{shown}: its colours are inks other than CMYK; save it as RGB")
-    samples = page.first(fields.SAMPLES, 1)
-    bits = page.values.get(fields.BITS, (1,))
-    form = page.first(fields.FORMAT, 1)
+        return "its colours are inks other than CMYK; save it as RGB"
     if len(set(bits)) > 1:
-        told = ", ".join(map(str, bits[:5]))
-        raise UserError(f"{shown}: its channels have {told} bits a value; {_SAVE_AS}")
-    if form in _COMPLEX:
-        raise UserError(f"{shown}: its values are complex numbers; {_SAVE_AS}")
-    if bits[0] == 64:
-        kind = {_SIGNED: "signed numbers", _FLOAT: "floats"}.get(form, "unsigned numbers")
-        raise UserError(f"{shown}: its values are 64-bit {kind}; {_SAVE_AS}")
+        return f"its channels have {', '.join(map(str, bits[:5]))} bits a value; {SAVE_AS}"
+    if bits[0] > (32 if form == _FLOAT else 16) or form in (_SIGNED, *_COMPLEX):
+        if form != _SIGNED or bits[0] > 16 or colours not in _LAB:
+            return (
+                f"its values are {bits[0]}-bit {_NUMBERS.get(form, 'unsigned numbers')}; {SAVE_AS}"
+            )
     if bits[0] not in (1, 2, 4, 8, 16, 32) or bits[0] < 8 and samples > 1:
         many = f"{samples} channels of " if samples > 1 else ""
-        raise UserError(f"{shown}: has {many}{bits[0]} bits a value; {_SAVE_AS}")
-    if colours == _PALETTE and (bits[0] > 16 or samples > 1):
-        told = "with transparency" if samples > 1 else f"of {bits[0]} bits"
-        raise UserError(f"{shown}: has a palette {told}; save it as RGB")
+        return f"has {many}{bits[0]} bits a value; {SAVE_AS}"
+    if colours == _PALETTE and samples > 1:
+        return "has a palette with transparency; save it as RGB"
+    if colours == _PALETTE and len(page.values.get(fields.PALETTE, ())) != 3 << bits[0]:
+        return "damaged, or not a picture: its palette is missing, or some of it"
     if form == _FLOAT and colours not in (_WHITE, _GREY, _RGB):
-        raise UserError(f"{shown}: its values are floats that are neither grey nor RGB; {_SAVE_AS}")
-    if colours in (_CIELAB, _ICCLAB) and (
-        bits[0] not in (8, 16) or samples < 3 or form not in (1, _SIGNED, 4)
-    ):
-        raise UserError(f"{shown}: L*a*b* of a kind that cannot be read; save it as RGB")
+        return f"its values are floats that are neither grey nor RGB; {SAVE_AS}"
     compression = page.first(fields.COMPRESSION, 1)
+    separate = page.first(fields.PLANES, 1) == _SEPARATE
     # What is no JPEG libvips takes for RGB.
-    if colours == _YCBCR and (
-        compression not in _JPEG or page.first(fields.PLANES, 1) == _SEPARATE
-    ):
-        raise UserError(f"{shown}: its colours are YCbCr of a kind that cannot be read; {_SAVE_AS}")
+    if colours == _YCBCR and (compression not in _JPEG or separate):
+        return f"its colours are YCbCr of a kind that cannot be read; {SAVE_AS}"
     if compression in _COMPRESSIONS:
-        raise UserError(
-            f"{shown}: compressed by {_COMPRESSIONS[compression]}, which cannot be read here; save "
-            "it with LZW or Deflate"
-        )
+        what = _COMPRESSIONS[compression]
+        return f"compressed by {what}, which cannot be read here; save it with LZW or Deflate"
+    return None
 
 
 def _check_whole(path: Path, page: Directory) -> None:
@@ -184,7 +181,7 @@ class _Opened:
         """All channels, of which each stands alone in the file."""
         page, samples = self.page, self.page.first(fields.SAMPLES, 1)
         colours = page.first(fields.PHOTOMETRIC, _GREY)
-        tags = (fields.STRIP_OFFSETS, fields.STRIP_BYTES, fields.TILE_OFFSETS, fields.TILE_BYTES)
+        tags = {fields.STRIP_OFFSETS, fields.STRIP_BYTES, fields.TILE_OFFSETS, fields.TILE_BYTES}
         single = {
             **changed,
             fields.SAMPLES: (1,),
@@ -197,11 +194,9 @@ class _Opened:
         parts = []
         for plane in range(samples):
             lists = {}
-            for tag in tags:
-                values = page.values.get(tag, ())
-                each = len(values) // samples
-                if values:
-                    lists[tag] = values[plane * each : (plane + 1) * each]
+            for tag in tags & page.values.keys():
+                each = len(page.values[tag]) // samples
+                lists[tag] = page.values[tag][plane * each :][:each]
             parts.append(self.tiles({**single, **lists}))
         if colours == _WHITE:
             parts[0] = _inverted(parts[0])
@@ -228,12 +223,9 @@ class _Opened:
         sizes = changed.get(fields.TILE_BYTES, page.values.get(fields.TILE_BYTES, ()))
         width, height = page.first(fields.WIDTH), page.first(fields.HEIGHT)
         across, down = page.first(fields.TILE_WIDTH), page.first(fields.TILE_HEIGHT)
-        shown = printable(self.path)
-        if min(width, height, across, down) < 1:
-            raise UserError(f"{shown}: damaged, or not a picture: its size is not told")
-        columns, rows = -(-width // across), -(-height // down)
-        if len(offsets) < columns * rows or len(sizes) < columns * rows:
-            raise UserError(f"{shown}: damaged, or not a picture: tiles are missing")
+        columns, rows = -(-width // max(across, 1)), -(-height // max(down, 1))
+        if min(width, height, across, down) < 1 or min(len(offsets), len(sizes)) < columns * rows:
+            raise UserError(f"{printable(self.path)}: damaged, or not a picture: tiles are missing")
         parts = []
         for column in range(columns):
             strips = {
@@ -272,7 +264,8 @@ def _from_lab(image: Any, colours: int) -> Any:
     """CIE L*a*b* as floats, from its bare values of 8 or 16 bits, with what stands beside it."""
     deep = image.format in ("ushort", "short")
     full = 65536 if deep else 256
-    image = image.cast("ushort" if deep else "uchar").cast("float")
+    # Signed values as the same bits without sign.
+    image = (image.cast("int") & (full - 1)).cast("float")
     rest = image[3:] if image.bands > 3 else None
     if colours == _ICCLAB:
         white, zero = (65280, 32768) if deep else (255, 128)

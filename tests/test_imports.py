@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 ON_TORCH_ALONE = ("archs", "ops", "kernels", "zoo", "inference")
 # Of BasicSR and what it brings, of what draws and downloads, and what takes seconds to import.
@@ -52,6 +54,33 @@ def test_the_command_starts_without_torch(tmp_path: Path):
     assert "esc_arch.cli.upscale" in names
     code = "".join(f"import {name}\n" for name in names if not name.endswith("__main__"))
     assert imported(code, ["torch", "torchvision", "basicsr"], tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "upscale {there} --model ESC_lite",
+        "upscale {there} --scale 3",
+        "export onnx --model ESC_lite -o net.onnx",
+        "export exported --scale 3 -o net.pt2",
+        "analyze bias --checkpoint ESC_lite",
+        "convert flashbias --rank 4 ESC_lite",
+        "convert safetensors ESC_lite -o net.safetensors",
+        "convert basicsr ESC_lite -o net.pth",
+        "checkpoints info ESC_lite",
+        "checkpoints card ESC_lite",
+        "checkpoints verify ESC_lite",
+        "checkpoints download ESC_lite",
+        "app --models ESC_lite",
+        "reproduce --models ESC_lite",
+    ],
+)
+def test_a_name_that_the_catalogue_does_not_have_is_told_without_torch(
+    command: str, tmp_path: Path
+):
+    words = command.format(there=tmp_path).split()
+    code = f"from esc_arch.cli.main import main\nassert main({words}) in (1, 2)"
+    assert imported(code, ["torch", "basicsr"], tmp_path) == []
 
 
 def test_help_waits_for_nothing_that_it_does_not_need(tmp_path: Path):

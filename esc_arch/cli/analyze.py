@@ -119,11 +119,16 @@ def run(args: argparse.Namespace) -> int:
         UserError: A network, a picture or an option cannot be used.
     """
     from esc_arch.cli.pipeline import import_plugins
-
-    import_plugins()
     from esc_arch.errors import UserError
+    from esc_arch.zoo.local import resolve
 
-    subjects = _read_networks(args.networks or [])
+    if not args.networks:
+        raise UserError("no network to analyse; give -opt, --checkpoint or --network")
+    for flag, value in args.networks:
+        if flag == "--checkpoint":
+            resolve(value)  # A wrong name is told before torch is imported.
+    import_plugins()
+    subjects = _read_networks(args.networks)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,15 +142,12 @@ def run(args: argparse.Namespace) -> int:
 def _read_networks(networks: list[tuple[str, str]]) -> list["Subject"]:
     from dataclasses import replace
 
-    from esc_arch.errors import UserError
     from esc_arch.study.subjects import (
         subject_from_checkpoint,
         subject_from_options,
         subject_from_yaml,
     )
 
-    if not networks:
-        raise UserError("no network to analyse; give -opt, --checkpoint or --network")
     read = {
         "-opt": subject_from_options,
         "--checkpoint": subject_from_checkpoint,

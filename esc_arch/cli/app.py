@@ -73,15 +73,18 @@ def _models(given: list[str] | None) -> dict[str, int]:
     """What is offered, with the scales."""
     from esc_arch.errors import UserError
     from esc_arch.zoo.catalogue import PUBLISHED, shipped
-    from esc_arch.zoo.loading import read_checkpoint
     from esc_arch.zoo.local import find, resolve
 
     names = given or [*shipped(), *(name for name in PUBLISHED if find(name) is not None)]
     if not names:
         raise UserError("no checkpoint is here; --models NAME names some")
+    files = {name: resolve(name) for name in names}
+    # Not before: a wrong name need not wait for torch.
+    from esc_arch.zoo.loading import read_checkpoint
+
     found = {}
-    for name in names:
-        network_g = read_checkpoint(resolve(name)).network_g
+    for name, file in files.items():
+        network_g = read_checkpoint(file).network_g
         found[name] = network_g.get("upscaling_factor", network_g.get("scale"))
     return found
 

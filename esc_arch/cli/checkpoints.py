@@ -126,7 +126,6 @@ def _download(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError, printable
     from esc_arch.zoo import local
-    from esc_arch.zoo.card import DIGEST, digest_fault
     from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, shipped
 
     files = args.files or [*shipped().values(), *_downloaded()]
@@ -135,6 +134,9 @@ def _verify(args: argparse.Namespace) -> int:
 
     def verify(file: str | Path) -> None:
         path = local.find(file) or local.resolve(file)
+        # Not before: a wrong name need not wait for torch.
+        from esc_arch.zoo.card import DIGEST, digest_fault
+
         checkpoint = local.verify_checkpoint(path)
         if fault := digest_fault(checkpoint.metadata, checkpoint.best):
             raise UserError(f"{printable(path)}: {fault}")
@@ -164,15 +166,18 @@ def _info(args: argparse.Namespace) -> int:
     import yaml
 
     from esc_arch.errors import printable
-    from esc_arch.zoo.card import OPTIONS, digest_fault
-    from esc_arch.zoo.loading import read_checkpoint
     from esc_arch.zoo.local import resolve
 
     printed = False
 
     def show(file: str) -> None:
         nonlocal printed
-        checkpoint = read_checkpoint(resolve(file))
+        path = resolve(file)
+        # Not before: a wrong name need not wait for torch.
+        from esc_arch.zoo.card import OPTIONS, digest_fault
+        from esc_arch.zoo.loading import read_checkpoint
+
+        checkpoint = read_checkpoint(path)
         network_g = checkpoint.network_g
         if printed:
             print()
@@ -199,9 +204,11 @@ def _card(args: argparse.Namespace) -> int:
 
     from esc_arch.errors import UserError, printable
     from esc_arch.whole_files import write_atomically
+    from esc_arch.zoo.local import resolve
+
+    path = resolve(args.file)  # First: a wrong name is told before torch is imported.
     from esc_arch.zoo.card import FIELDS, describe, openmodeldb
     from esc_arch.zoo.loading import read_checkpoint
-    from esc_arch.zoo.local import resolve
 
     if args.url and not args.openmodeldb:
         raise UserError("--url: belongs to --openmodeldb")
@@ -213,7 +220,7 @@ def _card(args: argparse.Namespace) -> int:
                 f"--set {printable(entry)}: must be FIELD=VALUE, with one of {', '.join(FIELDS)}"
             )
         given[key] = value
-    checkpoint = read_checkpoint(resolve(args.file))
+    checkpoint = read_checkpoint(path)
     network_g, told = checkpoint.network_g, checkpoint.metadata
     if args.openmodeldb:
         found = openmodeldb(checkpoint.path, network_g, told, args.url, given)

@@ -97,16 +97,18 @@ def run(args: argparse.Namespace) -> int:
 def _flashbias(args: argparse.Namespace) -> int:
     import sys
 
+    from esc_arch.zoo.local import resolve
+
+    checkpoint_name, ranks = _split_ranks(args)
+    path = resolve(checkpoint_name)  # First: a wrong name is told before torch is imported.
     import torch
     from tqdm import tqdm
 
     from esc_arch.ops.flashbias import factorize_state_dict
     from esc_arch.zoo.loading import read_checkpoint
-    from esc_arch.zoo.local import resolve
     from esc_arch.zoo.params import PARAM_KEYS
 
-    checkpoint_name, ranks = _split_ranks(args)
-    checkpoint = read_checkpoint(resolve(checkpoint_name))
+    checkpoint = read_checkpoint(path)
     network_g = checkpoint.network_g
     _check_ranks(ranks, network_g, checkpoint.path)
     outputs = _outputs(args, ranks)
@@ -220,12 +222,13 @@ def _output(network_g: dict, params: "dict[str, Tensor]", lq: "Tensor") -> "Tens
 
 def _safetensors(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError
-    from esc_arch.zoo.loading import read_checkpoint
     from esc_arch.zoo.local import resolve
 
     path = resolve(args.checkpoint)
     output = Path(args.output)
     _check_output(output, (".safetensors",), args.overwrite)
+    from esc_arch.zoo.loading import read_checkpoint
+
     checkpoint: Checkpoint = read_checkpoint(path)
     metadata = dict(checkpoint.metadata)
     for entry in args.metadata:
@@ -242,12 +245,13 @@ def _names(args: argparse.Namespace) -> int:
     import yaml
 
     from esc_arch.errors import printable
-    from esc_arch.zoo.foreign_names import to_basicsr, to_trainner
-    from esc_arch.zoo.loading import read_checkpoint
     from esc_arch.zoo.local import resolve
 
     path, output = resolve(args.checkpoint), Path(args.output)
     _check_output(output, (".pth", ".safetensors"), args.overwrite)
+    from esc_arch.zoo.foreign_names import to_basicsr, to_trainner
+    from esc_arch.zoo.loading import read_checkpoint
+
     checkpoint: Checkpoint = read_checkpoint(path, args.scale)
     if args.kind == "basicsr":
         named = {k: to_basicsr(checkpoint.network_g, v) for k, v in checkpoint.params.items()}

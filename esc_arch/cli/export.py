@@ -74,12 +74,18 @@ def _add_common(parser: argparse.ArgumentParser, suffix: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export."""
     from esc_arch.errors import UserError, printable
+    from esc_arch.zoo.local import weights_of
 
     shown, suffix = printable(args.output), SUFFIXES[args.kind]
     if args.output.suffix != suffix:
         raise UserError(f"-o {shown}: must end in {suffix}")
     if args.output.exists() and not args.overwrite:
         raise UserError(f"-o {shown}: exists; --overwrite replaces it")
+    if args.scale is not None and args.scale < 1:
+        raise UserError(f"--scale {args.scale}: must be 1 or more")
+    args.model = weights_of(
+        args.model, args.scale
+    )  # A wrong name is told before torch is imported.
     return _onnx(args) if args.kind == "onnx" else _exported(args)
 
 
@@ -120,17 +126,14 @@ def _network(args: argparse.Namespace) -> "tuple[Checkpoint, nn.Module]":
     import torch
 
     from esc_arch.errors import UserError
-    from esc_arch.zoo.catalogue import default_model
     from esc_arch.zoo.loading import build_network, read_checkpoint
-    from esc_arch.zoo.local import resolve
 
-    if args.scale is not None and args.scale < 1:
-        raise UserError(f"--scale {args.scale}: must be 1 or more")
-    path = resolve(default_model(args.scale) if args.model is None else args.model)
-    checkpoint = read_checkpoint(path, args.scale)
+    checkpoint = read_checkpoint(args.model, args.scale)
     network = build_network(checkpoint, "cpu", torch.float32)
     if args.scale not in (None, network.upscaling_factor):
-        raise UserError(f"--scale {args.scale}: {path} upscales by {network.upscaling_factor}")
+        raise UserError(
+            f"--scale {args.scale}: {args.model} upscales by {network.upscaling_factor}"
+        )
     return checkpoint, network
 
 

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: A model is unknown, or the folder cannot be written.
     """
+    pairs = _pairs(args)  # First: a wrong name is told before torch is imported.
     from tqdm import tqdm
 
     from esc_arch.errors import UserError
@@ -71,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
     from esc_arch.study.quality import measure_quality, measure_real_quality, remedies
     from esc_arch.study.tables import save_tables
 
-    pairs = _pairs(args)
     complexity, quality, real, errors = [], [], [], []
     try:
         args.output.mkdir(parents=True, exist_ok=True)

@@ -151,12 +151,15 @@ def _add_films(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Upscale. 0 if every picture is done or was there already, 1 if some could not be."""
+    from esc_arch.zoo.local import weights_of
+
+    _check(args)
+    part = _shard(args.shard)
+    weights_of(args.model, args.scale)  # A wrong name is told before torch is imported.
     from esc_arch.cli.upscaled import upscale_all
     from esc_arch.inference.planning import Naming, check_writable, plan_jobs, shard
     from esc_arch.inference.work import Settings
 
-    _check(args)
-    part = _shard(args.shard)
     if (film := _film(args)) is not None:
         from esc_arch.cli.upscale_film import target_of, upscale_one
 
@@ -275,9 +278,8 @@ def _manifest(
 def _made_by(args: argparse.Namespace, scale: int) -> dict[str, object]:
     """What the pixels of results depend on beside their source."""
     from esc_arch.prepare.download import file_sha256
-    from esc_arch.zoo.catalogue import default_model
-    from esc_arch.zoo.local import resolve
+    from esc_arch.zoo.local import weights_of
 
-    path = resolve(default_model(args.scale) if args.model is None else args.model)
+    path = weights_of(args.model, args.scale)
     options = {name: getattr(args, name) for name in ("tile", "tile_pad", "dtype")}
     return {"model": file_sha256(path), "scale": scale, **options}

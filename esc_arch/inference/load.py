@@ -8,9 +8,8 @@ from esc_arch.errors import UserError, printable
 from esc_arch.inference.onnx_network import load_onnx
 from esc_arch.inference.replays import require_cuda
 from esc_arch.inference.upscaler import Upscaler
-from esc_arch.zoo.catalogue import default_model
 from esc_arch.zoo.loading import build_network, read_checkpoint
-from esc_arch.zoo.local import resolve
+from esc_arch.zoo.local import weights_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -42,7 +41,7 @@ def load(
     Raises:
         UserError: One line: which value is wrong, and what would be right.
     """
-    path = resolve(default_model(scale) if name_or_path is None else name_or_path)
+    path = weights_of(name_or_path, scale)
     if path.suffix.lower() == ".pt2":
         raise UserError(
             f"{printable(path)}: is a program of torch.export, which is not loaded here, since "

@@ -13,7 +13,10 @@ from esc_arch.plugin.imports import watch_imports, when_looked_for
 
 # Module of BasicSR -> what mends it: functions of the modules of `esc_arch.plugin.compat`.
 PATCHES: dict[str, tuple[str, ...]] = {
-    "basicsr.utils.registry": ("registries.names_taken_by_others",),
+    "basicsr.utils.registry": (
+        "registries.names_taken_by_others",
+        "registries.names_that_there_are",
+    ),
     "basicsr.utils.options": (
         "option_files.options_loaded_safely",
         "option_files.options_without_enough_gpus",

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from esc_arch.study.complexity import paper_complexity
 from esc_arch.zoo.catalogue import PUBLISHED, SHIPPED_FOLDER
 
 CUT_OFF = "yes, cut off"
@@ -151,6 +150,9 @@ def measure_complexity(model: str, scale: int) -> Complexity:
 
 @cache
 def _complexity(network_g: str) -> tuple[int, int]:
+    # Not at the top: the names of the models need no torch.
+    from esc_arch.study.complexity import paper_complexity
+
     return paper_complexity(yaml.safe_load(network_g))
 
 

@@ -9,7 +9,7 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, nearest_first
 from esc_arch.ops.windows import pad_to_multiple
 from esc_arch.study.complexity import count_parameters
 from esc_arch.zoo.loading import load_network
@@ -150,7 +150,8 @@ def _build(network_g: dict[str, Any], source: str) -> nn.Module:
     options = dict(network_g)
     kind = options.pop("type", None)
     if kind not in ARCH_REGISTRY:
-        raise UserError(f"{source}: type: {kind!r}: no such network is registered")
+        names = nearest_first(kind, ARCH_REGISTRY.keys())
+        raise UserError(f"{source}: type: {kind!r}: no such network is registered; {names}")
     torch.manual_seed(0)
     try:
         network = ARCH_REGISTRY.get(kind)(**options)

@@ -1,14 +1,20 @@
-"""Checkpoints on this machine: finding them by name, downloading them, checking what they are."""
+"""Checkpoints on this machine: finding them by name, downloading them, checking what they are.
+
+A wrong name is told without torch, which takes seconds to import.
+"""
 
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esc_arch.errors import UserError
 from esc_arch.whole_files import write_atomically
 from esc_arch.zoo import catalogue
 from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, PUBLISHED, SUFFIXES, Published
-from esc_arch.zoo.loading import Checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from esc_arch.zoo.loading import Checkpoint
 
 
 def find(name_or_path: str | os.PathLike) -> Path | None:
@@ -62,6 +68,15 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     raise UserError(f"{given}: no such checkpoint{hint}")
 
 
+def weights_of(name_or_path: str | os.PathLike | None, scale: int | None) -> Path:
+    """As `resolve`; without a name, the weights for this scale that came with the package.
+
+    Raises:
+        UserError: As `resolve` and `catalogue.default_model`.
+    """
+    return resolve(catalogue.default_model(scale) if name_or_path is None else name_or_path)
+
+
 def download_checkpoint(name: str, base_url: str | None = None, progress: bool = True) -> Path:
     """Download a published checkpoint into `experiments/pretrained_models`, unless it is there.
 
@@ -102,7 +117,7 @@ def download_checkpoint(name: str, base_url: str | None = None, progress: bool =
     return path
 
 
-def verify_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def verify_checkpoint(path: str | os.PathLike) -> "Checkpoint":
     """Check a file as thoroughly as can be: checksum, tensors, and the network its name promises.
 
     Args:
@@ -114,13 +129,17 @@ def verify_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises:
         UserError: One line, what is wrong.
     """
+    from esc_arch.zoo.loading import read_checkpoint
+
     path = Path(path)
     check_checksum(path)
     entry = PUBLISHED.get(path.stem)
     return read_checkpoint(path) if entry is None else _check_published(entry, path, str(path))
 
 
-def _check_published(entry: Published, path: Path, source: str) -> Checkpoint:
+def _check_published(entry: Published, path: Path, source: str) -> "Checkpoint":
+    from esc_arch.zoo.loading import read_checkpoint
+
     try:
         checkpoint = read_checkpoint(path)
     except UserError as error:

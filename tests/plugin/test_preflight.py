@@ -72,6 +72,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"network_g:type": "ECS"},
         "network_g:type: no network 'ECS' is registered; did you mean ESC?",
     ),
+    (
+        {"network_g:type": "EDVRNet"},
+        "'EDVRNet' is registered; if it is another repository's, install that as a plugin; here "
+        "there are EDVR, ",
+    ),
     ({"datasets:train:type": "PairdImageDataset"}, "did you mean PairedImageDataset?"),
     ({"train:pixel_opt:type": "L1Los"}, "train:pixel_opt:type: no loss 'L1Los'"),
     ({"val:metrics:psnr:type": "calculate_psrn"}, "did you mean calculate_psnr?"),

@@ -175,6 +175,21 @@ def test_two_classes_of_others_under_one_name_are_still_refused(tmp_path: Path):
     assert "An object named 'EDSR' was already registered in 'arch' registry!" in result.stderr
 
 
+def test_a_name_that_is_not_registered_is_answered_with_those_that_are(tmp_path: Path):
+    code = """
+import esc_arch
+from basicsr.archs import build_network
+try:
+    build_network({"type": "ESC_light"})
+except KeyError as error:
+    print(error.args[0])
+"""
+    line = output(code, tmp_path).splitlines()[-1]
+    before, names = line.split("! In it there are ")
+    assert before == "No object named 'ESC_light' found in 'arch' registry"
+    assert names.startswith("esc_light, esc_large, ") and " more" in names
+
+
 def test_where_opencv_cannot_be_loaded_the_error_says_what_helps(tmp_path: Path):
     # As opencv-python fails on a machine without graphics libraries.
     (tmp_path / "cv2.py").write_text(

@@ -259,7 +259,10 @@ def test_pictures_are_cut_out_where_asked(here, photographs):
         (["erf", "-opt", "empty.yml"], "-opt empty.yml: has no section network_g"),
         (["erf", "--checkpoint", "none.pth"], "none.pth: no such checkpoint"),
         (["erf", "--network", "ESC"], "--network ESC: must be an option block"),
-        (["erf", "--network", "{type: ESK}"], "type: 'ESK': no such network is registered"),
+        (
+            ["erf", "--network", "{type: ESK}"],
+            "'ESK': no such network is registered; there are ESC, ",
+        ),
         (["erf", "--network", "{type: ESC, dim: 8}"], "--network: ESC: "),
         (["bias", "--network", "{type: EDSR, num_in_ch: 3, num_out_ch: 3}"], "no learned position"),
         (["erf", "--network", inline(TINY_ESC), "--size", "4"], "--size 4: must be at least 8"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from esc_arch.errors import nearest_first
 from esc_arch.plugin.compat.patching import log, patch
 
 
@@ -28,6 +29,24 @@ def names_taken_by_others(registry: ModuleType) -> None:
         return wrapper
 
     patch(registry.Registry, "_do_register", wrap)
+
+
+def names_that_there_are(registry: ModuleType) -> None:
+    """The error about a name that is not registered tells none of those that are."""
+
+    def wrap(get: Callable) -> Callable:
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return get(self, *args, **kwargs)
+            except KeyError as error:
+                name = args[0] if args else kwargs.get("name")
+                names = (known.removesuffix("_basicsr") for known in self.keys())
+                told = f"{error.args[0]} In it {nearest_first(name, names)}"
+                raise KeyError(told) from None
+
+        return wrapper
+
+    patch(registry.Registry, "get", wrap)
 
 
 def tell_whose_it_is(name: str, other: Any) -> None:

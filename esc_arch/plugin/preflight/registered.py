@@ -18,7 +18,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, nearest_first
 from esc_arch.plugin.models.optimizers import optimizer_names
 from esc_arch.plugin.preflight import vgg
 from esc_arch.plugin.preflight.build import TooLarge, failure, quietly
@@ -54,7 +54,8 @@ def registered_type(
     if found is None:
         names = [other.removesuffix("_basicsr") for other in registry.keys()]
         hint = meant_type(name, names) or (
-            f"; if it is another repository's, install that as a plugin{instead}"
+            f"; if it is another repository's, install that as a plugin{instead}; here "
+            f"{nearest_first(name, names)}"
         )
         report.error(path, f"no {what} {show(name)} is registered{hint}")
     return found

@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from esc_arch.archs import NETWORKS
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, nearest_first
 from esc_arch.kernels import choose
 from esc_arch.ops.attention import ATTN_TYPES, canonical_attn_type
 from esc_arch.study.complexity import count_flops
@@ -257,7 +257,12 @@ def _block(name: str) -> dict[str, Any]:
     if _is_option_file(name):
         network_g = read_option_file(name, "--models")["network_g"]
         if network_g.get("type") not in ARCH_REGISTRY:
-            raise UserError(f"--models {name}: network_g: type: is no registered network")
+            kind = network_g.get("type")
+            names = nearest_first(kind, ARCH_REGISTRY.keys())
+            raise UserError(
+                f"--models {name}: network_g: type: {kind!r}: no such network is registered; "
+                f"{names}"
+            )
         return dict(network_g)
     if name == "ESC_FlashBias":
         return {**_block("ESC"), "attn_type": "FlashBias", "flashbias_rank": 48}

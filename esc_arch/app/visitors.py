@@ -3,7 +3,6 @@
 import hashlib
 import re
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -73,10 +72,6 @@ class Visitors:
 
         threading.Thread(target=tidy, name="tidy", daemon=True).start()
         return ended
-
-    def remove_all(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.root, ignore_errors=True)
 
 
 class Doorkeeper:

@@ -33,7 +33,7 @@ def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
     if "seed" in key.lower().split("_"):
         elsewhere = "manual_seed at the top level"
     if elsewhere:
-        place = tuple(word for word in elsewhere.split(" with ")[0].split(" at ")[0].split(": "))
+        place = tuple(word for word in elsewhere.split(" at ")[0].split(": "))
         return "" if report.get(*place) is not None else f"; here it is {elsewhere}"
     known = frozenset(known)
     if homes := [home for home in homes_of(path) if _is_read_there(home, key, known)]:

@@ -193,12 +193,12 @@ def check_required(report: Report, model: type | None) -> None:
     if degrades and report.is_train and report.options.get("high_order_degradation", True):
         required += DEGRADATION
     for phase, options in report.section("datasets").items():
-        required += _required_of_data(report, phase, options)
+        required += _required_of_data(phase, options)
     for key in required:
         _require(report, tuple(key.split(":")))
 
 
-def _required_of_data(report: Report, phase: str, options: Any) -> list[str]:
+def _required_of_data(phase: str, options: Any) -> list[str]:
     if not isinstance(options, dict):
         return []
     keys = ["name"]

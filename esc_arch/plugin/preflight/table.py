@@ -352,9 +352,7 @@ def homes_of(path: Path) -> list[str]:
     own = loop_keys(tuple(section))
     if key in ("name", "type") or key in own or rule_of(path) is not None:
         return []
-    homes = [
-        ":".join(where) for where, keys in LOOP_KEYS.items() if key in keys and where != section
-    ]
+    homes = [":".join(where) for where, keys in LOOP_KEYS.items() if key in keys]
     for pattern, _ in RULES:
         above, _, last = pattern.rpartition(":")
         if last != "*" and fnmatch.fnmatchcase(key, last) and not fnmatch.fnmatchcase("", last):

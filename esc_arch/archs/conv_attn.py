@@ -58,7 +58,6 @@ class ConvAttn(nn.Module):
             raise UserError(f"pdim is {pdim}; it must be at least 2 and at most dim, here {dim}")
         self.pdim = pdim
         if kernel_size is not None:
-            require_odd(kernel_size=kernel_size)
             self.plk_filter = large_kernel_parameter(pdim, kernel_size)
         self.plk = LongRangeDynamicConv(pdim)
         self.aggr = nn.Conv2d(dim, dim, 1)
@@ -83,7 +82,8 @@ class ConvAttn(nn.Module):
 
 
 def large_kernel_parameter(pdim: int, kernel_size: int) -> nn.Parameter:
-    """Make a large kernel (pdim, pdim, K, K) that starts orthogonal."""
+    """Make a large kernel (pdim, pdim, K, K) that starts orthogonal; K must be odd."""
+    require_odd(kernel_size=kernel_size)
     kernel = nn.Parameter(torch.empty(pdim, pdim, kernel_size, kernel_size))
     nn.init.orthogonal_(kernel)
     return kernel

@@ -3,16 +3,14 @@
 ICCV 2025, https://arxiv.org/abs/2503.06671
 """
 
-from typing import Any
-
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from esc_arch import ops
-from esc_arch.archs.checks import require_odd, require_positive_int
+from esc_arch.archs.checks import require_positive_int
 from esc_arch.archs.conv_attn import large_kernel_parameter
-from esc_arch.archs.layers import Block, BlockOptions, convert_to_img_scale
+from esc_arch.archs.layers import Block, BlockOptions, ToImage
 
 
 class ESC(nn.Module):
@@ -54,19 +52,8 @@ class ESC(nn.Module):
         flashbias_rank: int | None = None,
     ) -> None:
         super().__init__()
-        options = BlockOptions(
-            dim=dim,
-            pdim=pdim,
-            conv_blocks=conv_blocks,
-            window_size=window_size,
-            num_heads=num_heads,
-            exp_ratio=exp_ratio,
-            attn_type=attn_type,
-            flashbias_rank=flashbias_rank,
-            use_ln=use_ln,
-        )
+        options = BlockOptions.among(locals())
         require_positive_int(n_blocks=n_blocks, upscaling_factor=upscaling_factor)
-        require_odd(kernel_size=kernel_size)
         self.window_size = window_size
         self.upscaling_factor = upscaling_factor
 
@@ -74,7 +61,7 @@ class ESC(nn.Module):
         self.proj = nn.Conv2d(3, dim, 3, padding=1)
         self.blocks = nn.ModuleList(Block(options) for _ in range(n_blocks))
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
-        self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
+        self.to_img = ToImage(dim, upscaling_factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale.
@@ -94,9 +81,3 @@ class ESC(nn.Module):
         # Repeating each channel s * s times makes the shuffle a nearest-neighbour upsampling.
         nearest = x.repeat_interleave(self.upscaling_factor**2, dim=1)
         return ops.pixel_shuffle(self.to_img(feat) + nearest, self.upscaling_factor)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        convert_to_img_scale(state_dict, prefix, self.upscaling_factor)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,7 +1,5 @@
 """ESCFP: ESC with few parameters."""
 
-from typing import Any
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from esc_arch import ops
 from esc_arch.archs.checks import require_odd, require_positive_int
-from esc_arch.archs.layers import Block, BlockOptions, LayerNorm, convert_to_img_scale
+from esc_arch.archs.layers import Block, BlockOptions, LayerNorm, ToImage
 from esc_arch.errors import UserError
 
 
@@ -94,17 +92,7 @@ class ESCFP(nn.Module):
         flashbias_rank: int | None = None,
     ) -> None:
         super().__init__()
-        options = BlockOptions(
-            dim=dim,
-            pdim=pdim,
-            conv_blocks=conv_blocks,
-            window_size=window_size,
-            num_heads=num_heads,
-            exp_ratio=exp_ratio,
-            attn_type=attn_type,
-            flashbias_rank=flashbias_rank,
-            proj_ratio=1.5,
-        )
+        options = BlockOptions.among(locals(), proj_ratio=1.5)
         require_positive_int(n_blocks=n_blocks, upscaling_factor=upscaling_factor)
         require_odd(kernel_size=kernel_size)
         if not 4 <= pdim <= dim:
@@ -122,7 +110,7 @@ class ESCFP(nn.Module):
         self.blocks = nn.ModuleList(Block(options, SeparableConvAttn) for _ in range(n_blocks))
         self.ln_last = LayerNorm(dim)
         self.last = nn.Conv2d(dim, dim, 3, padding=1)
-        self.to_img = nn.Conv2d(dim, 3 * upscaling_factor**2, 3, padding=1)
+        self.to_img = ToImage(dim, upscaling_factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale.
@@ -142,9 +130,3 @@ class ESCFP(nn.Module):
         return residual + F.interpolate(
             x, scale_factor=self.upscaling_factor, mode="bicubic", align_corners=False
         )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        convert_to_img_scale(state_dict, prefix, self.upscaling_factor)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

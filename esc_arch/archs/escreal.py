@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from esc_arch import ops
-from esc_arch.archs.checks import require_bool, require_odd, require_positive_int
+from esc_arch.archs.checks import require_bool, require_positive_int
 from esc_arch.archs.conv_attn import large_kernel_parameter
 from esc_arch.archs.layers import Block, BlockOptions
 from esc_arch.errors import UserError
@@ -136,18 +136,8 @@ class ESCReal(nn.Module):
         flashbias_rank: int | None = None,
     ) -> None:
         super().__init__()
-        options = BlockOptions(
-            dim=dim,
-            pdim=pdim,
-            conv_blocks=conv_blocks,
-            window_size=window_size,
-            num_heads=num_heads,
-            exp_ratio=exp_ratio,
-            attn_type=attn_type,
-            flashbias_rank=flashbias_rank,
-        )
+        options = BlockOptions.among(locals())
         require_positive_int(n_blocks=n_blocks)
-        require_odd(kernel_size=kernel_size)
         require_bool(use_dysample=use_dysample)
         require_positive_int(upscaling_factor=upscaling_factor)
         if upscaling_factor != 4 and not use_dysample:

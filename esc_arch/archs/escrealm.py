@@ -5,7 +5,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from esc_arch import ops
-from esc_arch.archs.checks import require_bool, require_odd, require_positive_int
+from esc_arch.archs.checks import require_bool, require_positive_int
 from esc_arch.archs.conv_attn import large_kernel_parameter
 from esc_arch.archs.escreal import ReflectDepthwiseConv
 from esc_arch.archs.layers import Block, BlockOptions
@@ -64,19 +64,9 @@ class ESCRealM(nn.Module):
         scale: int | None = None,
     ) -> None:
         super().__init__()
-        options = BlockOptions(
-            dim=dim,
-            pdim=pdim,
-            conv_blocks=conv_blocks,
-            window_size=window_size,
-            num_heads=num_heads,
-            exp_ratio=exp_ratio,
-            attn_type=attn_type,
-            flashbias_rank=flashbias_rank,
-        )
+        options = BlockOptions.among(locals())
         upscaling_factor = one_scale(upscaling_factor, scale)
         require_positive_int(n_blocks=n_blocks, upscaling_factor=upscaling_factor)
-        require_odd(kernel_size=kernel_size)
         require_bool(unshuffle_mod=unshuffle_mod)
         self.upscaling_factor = upscaling_factor
         self.unshuffle = 1

@@ -1,8 +1,9 @@
 """What the networks share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -86,6 +87,12 @@ class BlockOptions:
         require_ratio(self.dim, exp_ratio=self.exp_ratio)
         require_bool(use_ln=self.use_ln)
 
+    @classmethod
+    def among(cls, given: Mapping[str, Any], **others: Any) -> "BlockOptions":
+        """Those among a network's options, its `locals()`, and others that it does not have."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: given[name] for name in names & given.keys()}, **others)
+
 
 shared_conv_attn = partial(ConvAttn, kernel_size=None)
 
@@ -129,31 +136,36 @@ class Block(nn.Module):
         return self.conv_out(self.ln_out(x)) + skip
 
 
-def convert_to_img_scale(state_dict: dict[str, Tensor], prefix: str, scale: int) -> None:
-    """Resize the last convolution of a checkpoint of another scale, in place of the dictionary.
+class ToImage(nn.Conv2d):
+    """Convolution to the s x s pixels of three colours that each LR pixel becomes.
 
-    Its outputs are the s x s pixels that each LR pixel becomes; the s x s grid of filters is
-    resized bilinearly.
+    The weights of another scale can be loaded: the s x s grid of filters is resized bilinearly.
 
     Args:
-        state_dict: Holds `{prefix}to_img.weight` (3 * s0 * s0, C, k, k) and `.bias` (3 * s0 * s0);
-            anything else is left alone.
-        prefix: Prefix of the network's keys.
-        scale: The scale s wanted.
+        dim: Number of channels C.
+        scale: Scale s.
     """
-    for name in ("weight", "bias"):
-        key = f"{prefix}to_img.{name}"
-        value = state_dict.get(key)
-        if value is None or value.shape[0] == 3 * scale**2:
-            continue
-        old_scale = round((value.shape[0] / 3) ** 0.5)
-        if value.shape[0] != 3 * old_scale**2:
-            continue
-        # (3, s0, s0, C, k, k) -> one "channel" per colour and input, an s0 x s0 picture each.
-        rest = value.shape[1:]
-        grid = value.reshape(3, old_scale, old_scale, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(
-            grid.float(), size=(scale, scale), mode="bilinear", align_corners=False
-        )
-        resized = grid.permute(0, 2, 3, 1).reshape(3 * scale**2, *rest)
-        state_dict[key] = resized.to(value.dtype)
+
+    def __init__(self, dim: int, scale: int) -> None:
+        super().__init__(dim, 3 * scale**2, 3, padding=1)
+        self.upscaling_factor = scale
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for key in (f"{prefix}weight", f"{prefix}bias"):
+            if key in state_dict:
+                state_dict[key] = resize_filters(state_dict[key], self.upscaling_factor)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def resize_filters(value: Tensor, scale: int) -> Tensor:
+    """Resize weight (3 * s0 * s0, C, k, k) or bias (3 * s0 * s0) to a scale s; others stay."""
+    old_scale = round((value.shape[0] / 3) ** 0.5)
+    if old_scale == scale or value.shape[0] != 3 * old_scale**2:
+        return value
+    # (3, s0, s0, C, k, k) -> one "channel" per colour and input, an s0 x s0 picture each.
+    rest = value.shape[1:]
+    grid = value.reshape(3, old_scale, old_scale, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=(scale, scale), mode="bilinear", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(3 * scale**2, *rest).to(value.dtype)

@@ -38,3 +38,15 @@ def test_every_folder_says_what_it_is_for():
     for path in folders:
         docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()))
         assert docstring and docstring.splitlines()[0].endswith("."), path
+
+
+def test_the_other_folders_say_so_on_the_page_that_is_shown_with_them():
+    for folder in ("benchmarks", "datasets_prep", "options", "recipes", "tests"):
+        title, empty, text = (ROOT / folder / "README.md").read_text().splitlines()[:3]
+        assert title.startswith("# ") and not empty and text, folder
+
+
+def test_the_page_on_benchmarks_names_every_script():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    for script in (ROOT / "benchmarks").iterdir():
+        assert script.suffix not in (".py", ".sh") or f"`{script.name}`" in page, script.name

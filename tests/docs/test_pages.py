@@ -19,7 +19,9 @@ from esc_arch.cli.main import build_parser
 from esc_arch.zoo.catalogue import PUBLISHED, shipped
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("benchmarks", "datasets_prep", "options", "recipes", "tests")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / folder / "README.md" for folder in FOLDERS]
 SHELL = ("", "bash", "sh", "console")
 # What stands in front of commands of ours, and what is not ours to check.
 STARTERS = ("torchrun", "srun")
@@ -218,9 +220,9 @@ def test_the_page_on_installing_names_every_extra_but_those_of_the_tests():
 def test_extras_are_spelled_in_one_way_in_pages_and_messages():
     """The package is on no index: by its bare name pip finds it only where it is installed."""
     files = [*PAGES, *sorted((ROOT / "esc_arch").rglob("*.py"))]
-    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
     # The one place says what it would do.
-    assert [name for name, text in texts.items() if re.search(r"\.\[[a-z]+\]", text)] == [
+    assert [file.name for file, text in texts.items() if re.search(r"\.\[[a-z]+\]", text)] == [
         "install.md"
     ]
     found = [

@@ -34,6 +34,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
 _HEAD = 64
+_FINEST = 1e6
 _FLOATS = ("float", "double")
 _importing = threading.Lock()
 
@@ -298,7 +299,8 @@ def _metadata(image: Any, chunks: dict[bytes, bytes]) -> Metadata:
     resolution = None
     # PNG may say no more than how wide pixels are for their height.
     if chunks.get(b"pHYs", b"").endswith(b"\1") or image.get_typeof("resolution-unit"):
-        resolution = (image.xres, image.yres)
+        # libvips cannot write all that it reads.
+        resolution = (min(image.xres, _FINEST), min(image.yres, _FINEST))
     profile = icc_profile(chunks[b"iCCP"]) if b"iCCP" in chunks else blob("icc-profile-data")
     return Metadata(
         profile,

@@ -152,3 +152,11 @@ def test_png_is_upright_wherever_its_exif_stands(behind, orientation, tmp_path):
     # What is written must not be turned again.
     (tmp_path / "b.png").write_bytes(encode(read_picture(path)))
     assert np.array_equal(read_picture(tmp_path / "b.png").pixels, pixels)
+
+
+def test_a_resolution_beyond_all_measure_is_silent(tmp_path, capfd):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(RGB, 8, 2, (b"pHYs", b"\xff" * 8 + b"\1")))
+    (tmp_path / "b.png").write_bytes(encode(read_picture(path)))
+    assert np.array_equal(read_picture(tmp_path / "b.png").pixels, RGB)
+    assert capfd.readouterr() == ("", "")

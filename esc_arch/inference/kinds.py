@@ -19,6 +19,8 @@ def upscale_tensor(
     upscaler: "Upscaler", image: torch.Tensor, watch: "Watch" = iter
 ) -> torch.Tensor:
     """Upscale (C, H, W) or (B, C, H, W); see `Upscaler.upscale`."""
+    if image.layout != torch.strided or image.is_meta:
+        raise UserError("a tensor that is sparse or on meta; one that holds all values is needed")
     # What has no such values, `upscale_tensor` refuses itself.
     if image.is_floating_point() and image.numel():
         low, high = (value.item() for value in image.aminmax())
@@ -33,6 +35,11 @@ def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter
     channels = 1 if image.ndim == 2 else image.shape[-1]
     if channels > 4:
         raise UserError(f"an array of shape {image.shape} has {channels} channels; 1 to 4, last")
+    kind = image.dtype
+    # Of the other byte order, or of more bits than torch has.
+    usual = np.dtype(np.float64) if kind == np.longdouble else kind.newbyteorder("=")
+    if usual != kind and kind.kind in "uf":
+        return upscale_array(upscaler, image.astype(usual), watch).astype(kind)
     if image.ndim == 4:
         return np.stack([upscale_array(upscaler, one, watch) for one in image])
     if image.ndim == 2:
@@ -71,9 +78,9 @@ def upscale_pillow(
     grey, alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
     mode = {(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}[grey, alpha]
     result = Image.fromarray(upscale_array(upscaler, np.asarray(image.convert(mode)), watch))
-    for key in ("icc_profile", "dpi"):
-        if key in image.info:
-            result.info[key] = image.info[key]
+    # The profile of other colours says nothing of RGB.
+    kept = ("dpi", "exif") if image.mode in ("CMYK", "LAB") else ("dpi", "exif", "icc_profile")
+    result.info |= {key: image.info[key] for key in kept if key in image.info}
     return result
 
 
@@ -89,7 +96,7 @@ def upscale_path(
     from esc_arch.inference.work import Job, Settings, run_job
 
     source = Path(path)
-    target = Path(output or source.with_name(f"{source.stem}_x{upscaler.scale}.png"))
+    target = Path(output or source.parent / f"{source.stem}_x{upscaler.scale}.png")
     formats = [kind for kind, ends in SUFFIXES.items() if target.suffix.lower() in ends]
     if not formats:
         known = ", ".join(suffix for ends in SUFFIXES.values() for suffix in ends)

@@ -155,15 +155,15 @@ def _open_regular(path: Path) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
-    except OSError as error:
-        raise UserError(f"{printable(path)}: {error.strerror}") from None
-    file = os.fdopen(descriptor, "rb")
+    except (OSError, ValueError) as error:  # Of a name with a zero byte.
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"{printable(path)}: {reason}") from None
     mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        file.close()
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise UserError(f"{printable(path)}: is {kind}; a picture is needed")
-    return file
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    raise UserError(f"{printable(path)}: is {kind}; a picture is needed")
 
 
 def _sniff(head: bytes) -> str | None:

@@ -218,11 +218,16 @@ def test_what_overflows_in_float16_alone_is_told_so(folder, model):
         ((9, 11, 3), np.float64),
         ((2, 9, 11, 4), np.uint16),
         ((3, 9, 11, 3), np.uint8),
+        ((9, 11), ">u2"),
+        ((9, 11, 3), ">f4"),
+        ((2, 9, 11, 3), ">f8"),
+        ((9, 11, 3), np.longdouble),
     ],
 )
 def test_arrays_come_back_as_they_went_in(shape, dtype, upscaler):
     random = np.random.default_rng(0)
-    if np.issubdtype(dtype, np.floating):
+    native = np.dtype(dtype).newbyteorder("=")
+    if native.kind == "f":
         image = random.random(shape).astype(dtype)
     else:
         image = random.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
@@ -232,6 +237,22 @@ def test_arrays_come_back_as_they_went_in(shape, dtype, upscaler):
     assert result.shape == (*shape[:at], 18, 22, *shape[at + 2 :])
     if at:
         assert np.array_equal(result[1], upscaler.upscale(image[1]))
+    usual = np.float64 if dtype == np.longdouble else native
+    assert np.array_equal(result, upscaler.upscale(image.astype(usual)))
+
+
+def test_what_a_pillow_image_says_of_itself_goes_along(upscaler, folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 11)).save("a.jpg", exif=exif, dpi=(300, 300))
+    with Image.open("a.jpg") as image:
+        result = upscaler.upscale(image)
+    assert result.size == (18, 22) and result.getexif()[0x0112] == 6
+    assert result.info["dpi"] == (300, 300)
+    for mode, kept in (("RGB", True), ("CMYK", False)):
+        image = Image.new(mode, (9, 11))
+        image.info["icc_profile"] = b"profile"
+        assert ("icc_profile" in upscaler.upscale(image).info) == kept
 
 
 def test_tensors_images_and_paths_come_back_as_they_went_in(upscaler, folder):
@@ -269,6 +290,10 @@ def test_tensors_images_and_paths_come_back_as_they_went_in(upscaler, folder):
         (Image.new("I", (4, 4)), "mode I"),
         (b"bytes", "bytes; an array"),
         ("none.png", "none.png: No such file"),
+        ("a\0.png", "a.x00.png: embedded null"),
+        (Path("/"), "/: is a folder; a picture is needed"),
+        (torch.zeros(3, 4, 4).to_sparse(), "sparse"),
+        (torch.zeros(3, 4, 4, device="meta"), "on meta"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(image, told, upscaler):

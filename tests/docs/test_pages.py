@@ -38,6 +38,9 @@ RUN = [
     "basicsr checkpoints list",
     "basicsr checkpoints info ESC_light_x2_BSD",
     "basicsr convert safetensors ESC_light_x2_BSD -o ESC_light_x2.safetensors",
+    "basicsr checkpoints card net.pth --openmodeldb --url https://example.org/net.pth -o model.json"
+    ' --set author="A. Uthor" --set license=CC-BY-4.0 --set description="For photographs."',
+    "basicsr checkpoints verify net.pth",
     "basicsr convert flashbias --rank 16 32 48 ESC_light_x2_BSD",
     "basicsr analyze erf --checkpoint ESC_light_x2_BSD",
     "basicsr analyze lam --checkpoint ESC_light_x2_BSD --images photo.jpg --size 64 --at 120 80",
@@ -133,7 +136,7 @@ def test_links_within_the_repository_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, photographs):
-    """A folder with what the pages' commands need: photo.jpg, pictures/, SR_benchmarks/."""
+    """A folder with what the commands need: photo.jpg, net.pth, pictures/, SR_benchmarks/."""
     path = tmp_path_factory.mktemp("user")
     photo = cv2.cvtColor(photographs["coffee"][100:228, 100:292], cv2.COLOR_RGB2BGR)
     cv2.imwrite(str(path / "photo.jpg"), photo)
@@ -144,6 +147,8 @@ def folder(tmp_path_factory, photographs):
         for number in range(count):
             crop = photo[number : number + 48, 8 * number : 8 * number + 60]
             cv2.imwrite(str(path / "SR_benchmarks" / name / "HR" / f"{number}.png"), crop)
+    made = run(["basicsr", "convert", "basicsr", "ESC_light_x2_BSD", "-o", "net.pth"], path)
+    assert made.returncode == 0, made.stderr
     for name in ("datasets_prep", "options"):
         (path / name).symlink_to(ROOT / name)
     return path

@@ -81,6 +81,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train:pixel_opt:type": "L1Los"}, "train:pixel_opt:type: no loss 'L1Los'"),
     ({"val:metrics:psnr:type": "calculate_psrn"}, "did you mean calculate_psnr?"),
     ({"train:optim_g:type": "Adamw"}, "train:optim_g:type: no optimizer 'Adamw' in torch.optim"),
+    ({"train:optim_g:type": "Lion"}, "no optimizer 'Lion' in torch.optim; there are "),
     ({"train:scheduler:type": "CosineLR"}, "train:scheduler:type: BasicSR knows CosineAnneal"),
     ({"model_type": 3}, "model_type: must be text, not 3"),
     # unknown keywords

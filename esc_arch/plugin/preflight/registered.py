@@ -314,7 +314,7 @@ def check_optimizers(report: Report) -> None:
             continue
         names = optimizer_names()
         if name not in names:
-            hint = meant_type(name, names)
+            hint = meant_type(name, names) or f"; {nearest_first(name, names)}"
             report.error((*path, "type"), f"no optimizer {show(name)} in torch.optim{hint}")
             continue
         optimizer = getattr(torch.optim, name)

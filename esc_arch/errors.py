@@ -6,9 +6,23 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A value given by the user is wrong.
 
-    The message is one line that names the option, the value it has, and what would be right. The
-    `basicsr` command prints it without a traceback and ends with status 2.
+    The message is one line that names the option, the value it has, and what would be right; or a
+    line for each of several. The `basicsr` command prints it without a traceback and ends with
+    status 2.
+
+    Args:
+        *lines: What is not printable in them is escaped: names come from files, too.
+
+    Attributes:
+        lines: The lines.
     """
+
+    def __init__(self, *lines: object) -> None:
+        self.lines = [printable(line) for line in lines]
+        super().__init__(*self.lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 def printable(text: object) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn
 from esc_arch.cli import PluginError
 from esc_arch.cli.memory import keep_freed_memory
 from esc_arch.cli.missing import how_to_bring
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 
 # Name of a subcommand -> its module. A module has HELP, add_arguments(parser) and run(args) -> int,
 # and imports nothing heavy at its top level, since all of them are imported for --help.
@@ -142,8 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except (PluginError, UserError) as error:
-        for line in str(error).splitlines():
-            print(f"basicsr: error: {line}", file=sys.stderr)
+        lines = error.lines if isinstance(error, UserError) else str(error).splitlines()
+        for line in lines:
+            print(f"basicsr: error: {printable(line)}", file=sys.stderr)
         return USER_ERROR
 
 

@@ -197,7 +197,6 @@ def _dflip(args: argparse.Namespace) -> None:
 
 def _benchmarks(args: argparse.Namespace) -> None:
     from esc_arch.prepare.benchmark_sets import find_benchmark_sets, prepare_set
-    from esc_arch.prepare.images import BadInputs
 
     folders, missing = find_benchmark_sets(args.src, args.sets or BENCHMARK_SETS)
     if not folders and not args.sets:
@@ -211,11 +210,11 @@ def _benchmarks(args: argparse.Namespace) -> None:
             out = args.out / name
             print(prepare_set(name, folder, out, tuple(args.scales), count, args.workers))
         except UserError as error:
-            problems += str(error).splitlines()
+            problems += error.lines
     for line in missing if not args.sets else []:
         print(f"Left out: {line}")
     if problems:
-        raise BadInputs(problems)
+        raise UserError(*problems)
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from basicsr.utils.dist_util import get_dist_info
 
+# Of the Mersenne Twister.
+_WORDS = 624
+
 
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
@@ -46,15 +49,23 @@ def set_random_states(states: Sequence[Mapping[str, Any]]) -> bool:
 
     Returns:
         Whether that was of as many processes as there are now; otherwise nothing is set.
+
+    Raises:
+        ValueError: They are none, as are other exceptions.
     """
     rank, world_size = get_dist_info()
     if len(states) != world_size:
         return False
     state = states[rank]
     version, words, gauss = state["python"]
+    name, keys, position, has_gauss, cached = state["numpy"]
+    # NumPy reads its words from there, wherever that may be.
+    if type(position) is not int or not 0 <= position <= _WORDS or keys.shape != (_WORDS,):
+        raise ValueError("NumPy's random state is none")
+    if not all(given is None or type(given) is float for given in (gauss, cached)):
+        raise ValueError("a random number is none")
     random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.random.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import BadInputs, encode_png, find_images, read_image
+from esc_arch.prepare.images import encode_png, find_images, read_image
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.known_sets import BENCHMARK_SETS
 from esc_arch.prepare.parallel import run_jobs
@@ -119,7 +119,7 @@ def prepare_set(
         workers: Processes; default the cores.
 
     Raises:
-        BadInputs: Wrong count, damaged images, or LR that differ from the official ones.
+        UserError: Wrong count, damaged images, or LR that differ from the official ones.
         UserError: The folder has no images, or a file cannot be written.
     """
     files = _hr_files(source)
@@ -130,7 +130,7 @@ def prepare_set(
     for twice in sorted({one for one in names if names.count(one) > 1}):
         problems.append(f"{source}: more than one HR image is called {twice}")
     if problems:
-        raise BadInputs(problems)
+        raise UserError(*problems)
     jobs = [
         _Job(path, image, out, tuple(scales), _official_lr(source, image, path.stem, scales))
         for path, image in zip(files, names, strict=True)
@@ -138,11 +138,11 @@ def prepare_set(
     made: dict[str, _Made] = {}
     for job, result in run_jobs(_prepare_image, jobs, len(jobs), name, workers):
         if isinstance(result, UserError):
-            problems += str(result).splitlines()
+            problems += result.lines
         else:
             made[job.name] = result
     if problems:
-        raise BadInputs(sorted(problems))
+        raise UserError(*sorted(problems))
     by_size = sorted((image.size for image in made.values()), key=lambda size: size[0] * size[1])
     digest = hashlib.sha256()
     for image in sorted(made):
@@ -211,7 +211,7 @@ def _prepare_image(job: _Job) -> _Made:
                 verified += 1
         outputs[job.out / "LR_bicubic" / f"X{scale}" / f"{job.name}x{scale}.png"] = lr
     if problems:
-        raise BadInputs(problems)
+        raise UserError(*problems)
     for path, image in outputs.items():
         digest.update(repr(image.shape).encode() + image.tobytes())
         if not _has_pixels(path, image):

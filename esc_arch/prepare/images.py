@@ -3,7 +3,7 @@
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -18,18 +18,6 @@ IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP")
 # BasicSR's own level: higher ones save a few per cent of disk at several times the time.
 PNG_LEVEL = 1
-
-
-class BadInputs(UserError):
-    """Several inputs are wrong; the message has one line for each.
-
-    Attributes:
-        lines: The messages, one an input.
-    """
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = list(lines)
-        super().__init__("\n".join(self.lines))
 
 
 def list_images(folder: Path, option: str, recursive: bool = False) -> list[Path]:

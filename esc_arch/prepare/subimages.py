@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import BadInputs, encode_png, list_images, read_image, read_regular
+from esc_arch.prepare.images import encode_png, list_images, read_image, read_regular
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.lmdb_writer import Fingerprint, LmdbWriter
 from esc_arch.prepare.parallel import run_jobs
@@ -130,7 +130,7 @@ def find_sources(
         recursive: Look in the folders below, too.
 
     Raises:
-        BadInputs: A folder has no images, names clash, or LR files are missing.
+        UserError: A folder has no images, names clash, or LR files are missing.
     """
     sources: dict[str, Source] = {}
     problems = []
@@ -158,7 +158,7 @@ def find_sources(
                 )
             sources[name] = Source(name, path, lr)
     if problems:
-        raise BadInputs(problems)
+        raise UserError(*problems)
     return [sources[name] for name in sorted(sources)]
 
 
@@ -205,7 +205,7 @@ def pack_sub_images(
         (images that were grey and are now RGB) and `small` (left out, being too small).
 
     Raises:
-        BadInputs: Images are missing, damaged or too small. All others are packed, and a second
+        UserError: Images are missing, damaged or too small. All others are packed, and a second
             run only makes those that were mended; no LMDB is renamed into place before.
         UserError: An LMDB was made with other settings, or cannot be written.
     """
@@ -256,7 +256,7 @@ def pack_sub_images(
         if too_small:
             problems.append(_told_together(sorted(too_small), cutting))
         if problems:
-            raise BadInputs(sorted(problems))
+            raise UserError(*sorted(problems))
         for scale, writer in writers.items():
             writer.finish(stamps[scale])
         return next(iter(writers.values())).counts()

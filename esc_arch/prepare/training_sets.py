@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from esc_arch.errors import UserError, printable
 from esc_arch.prepare.download import download
-from esc_arch.prepare.images import IMAGE_SUFFIXES, BadInputs
+from esc_arch.prepare.images import IMAGE_SUFFIXES
 from esc_arch.prepare.known_sets import DIV2K_ADDRESS, DIV2K_ARCHIVE, TRAINING_SETS
 from esc_arch.prepare.subimages import Cutting, Source, find_sources, pack_sub_images
 from esc_arch.whole_files import write_atomically
@@ -89,9 +89,9 @@ def prepare_dflip(
             _check_count(name, option, [folder], found, expected, "--any-count")
             sources += found
         except UserError as error:
-            problems += str(error).splitlines()
+            problems += error.lines
     if problems:
-        raise BadInputs(problems)
+        raise UserError(*problems)
     return pack_sub_images(sources, {1: out / "DFLIP_train_HR_sub.lmdb"}, cutting, workers)
 
 

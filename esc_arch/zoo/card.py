@@ -208,7 +208,7 @@ def openmodeldb(
     }
     faults = openmodeldb_faults(found)
     if faults:
-        raise UserError("\n".join(f"{printable(path)}: {fault}" for fault in faults))
+        raise UserError(*(f"{path}: {fault}" for fault in faults))
     return {key: found[key] for key in FIELDS if key in found}
 
 

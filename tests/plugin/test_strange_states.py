@@ -1,6 +1,7 @@
 """Training states from strangers: gone on from, or refused in one line; they set nothing else."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,15 @@ def moment(make: Callable[[torch.Tensor], Any], name: str = "exp_avg"):
     return change
 
 
+def schedule(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state["schedulers"][0].update({key: value})
+
+
+def generator(name: str, place: int, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Another part of a random generator's state."""
+    return lambda state: state["random"][0][name].__setitem__(place, value)
+
+
 def group(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda state: state["optimizers"][0]["param_groups"][0].update({key: value})
 
@@ -68,15 +78,44 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (moment(lambda t: "x"), "optimizer 1 does not fit Adam of the options: it holds"),
     (moment(lambda t: torch.tensor(-1.0), "step"), "optimizer 1 is damaged: its step is -1.0"),
     (moment(lambda t: t * float("nan"), "step"), "optimizer 1 is damaged: its step is nan"),
+    (moment(lambda t: t.bool(), "step"), "optimizer 1 is damaged: result type"),
+    (moment(lambda t: "x", "step"), "optimizer 1 does not fit Adam of the options: it holds step "),
+    (moment(lambda t: 10**400, "step"), "optimizer 1 does not fit Adam of the options: it holds "),
+    (moment(lambda t: t * float("nan")), "optimizer 1 is damaged: its exp_avg is not finite"),
+    (moment(lambda t: t - 1, "exp_avg_sq"), "optimizer 1 is damaged: a step from it is not finite"),
+    (group("betas", (2.0, 5.0)), "optimizer 1 is damaged: Invalid beta parameter at index 0: 2.0"),
+    (group("lr", -1.0), "optimizer 1 is damaged: Invalid learning rate: -1.0"),
+    (
+        group("weight_decay", float("inf")),
+        "optimizer 1 is damaged: weight_decay is of another kind",
+    ),
     (group("betas", "xx"), "optimizer 1 is damaged: betas is of another kind than (0.9, 0.999)"),
     (group("betas", [0.9]), "optimizer 1 is damaged: betas is of another kind"),
     (group("lr", float("nan")), "optimizer 1 is damaged: lr is of another kind"),
     (group("amsgrad", "x"), "optimizer 1 is damaged: amsgrad is of another kind than False"),
     (with_value("schedulers", [{}]), "the training state's scheduler is damaged"),
     (with_value("schedulers", ["x"]), "the training state's scheduler is damaged"),
+    # Spelled out, it fills the memory.
+    (schedule("milestones", Counter({3: 10**12})), "scheduler is damaged: milestones is of anoth"),
+    (schedule("milestones", {3: 1}), "scheduler is damaged: milestones is of another kind"),
+    (schedule("milestones", Counter("x")), "scheduler is damaged: milestones is of another kind"),
+    (schedule("gamma", "x"), "scheduler is damaged: gamma is of another kind than 0.5"),
+    (schedule("gamma", float("nan")), "scheduler is damaged: gamma is of another kind"),
+    (schedule("restarts", "x"), "scheduler is damaged: restarts is of another kind than (0,)"),
+    (schedule("last_epoch", None), "scheduler is damaged: last_epoch is of another kind than"),
+    (schedule("base_lrs", [float("inf")]), "scheduler is damaged: base_lrs is of another kind"),
+    # Read from there without a look.
+    (
+        generator("numpy", 2, 10**6),
+        "the training state cannot be gone on from (ValueError: NumPy's",
+    ),
+    (generator("numpy", 2, -10), "the training state cannot be gone on from (ValueError: NumPy's"),
+    (generator("numpy", 1, torch.zeros(1).expand(2**40)), "the training state cannot be gone on"),
+    (generator("python", 2, "x"), "the training state cannot be gone on from (ValueError: a rand"),
     (with_value("random", 5), "the training state cannot be gone on from"),
     (with_value("random", [{"python": [1]}]), "the training state cannot be gone on from"),
     (with_value("warmup", "x"), "the training state's warmup is damaged"),
+    (with_value("warmup", [[float("nan")]]), "the training state's warmup is damaged"),
     (with_value("warmup", [["x"]]), "the training state cannot be gone on from"),
 ]
 
@@ -121,6 +160,35 @@ def test_moments_whose_memory_overlaps_are_copied_before_anything_is_written(
     longer = {**options, "train:total_iter": 6}
     assert iterations(train(write_train_options(longer), "--auto_resume")) == [5, 6]
     assert state(6)["optimizers"][0]["state"][0]["exp_avg"].is_contiguous()
+
+
+def test_moments_that_share_memory_are_told_apart(write_train_options: WriteOptions):
+    train(write_train_options())
+    crafted = state(4)
+    groups = crafted["optimizers"][0]["param_groups"]
+    moments = crafted["optimizers"][0]["state"][0]
+    moments["exp_avg"] = moments["exp_avg_sq"] = moments["exp_avg_sq"].clone()
+    # Of weights that lie in memory otherwise.
+    moments["exp_avg"] = moments["exp_avg"].contiguous(memory_format=torch.channels_last)
+    groups[0]["amsgrad"] = True
+    torch.save(crafted, STATE)
+    train(write_train_options({"train:total_iter": 6}), "--auto_resume")
+    after = state(6)["optimizers"][0]
+    assert not after["param_groups"][0]["amsgrad"]
+    one, other = (after["state"][0][name] for name in ("exp_avg", "exp_avg_sq"))
+    assert one.data_ptr() != other.data_ptr() and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["NAdam", "Adafactor", "Rprop", "ASGD", "RMSprop", "SGD"])
+def test_honest_states_of_any_optimizer_are_gone_on_from(
+    kind: str, write_train_options: WriteOptions
+):
+    if not hasattr(torch.optim, kind):
+        pytest.skip(f"this PyTorch has no {kind}")
+    options = {"train:optim_g": {"type": kind, "lr": 1e-3}}
+    train(write_train_options(options))
+    longer = write_train_options({**options, "train:total_iter": 6})
+    assert iterations(train(longer, "--auto_resume")) == [5, 6]
 
 
 @pytest.mark.parametrize("seed", [-5, 10**30, "x", None])

@@ -7,7 +7,6 @@ import pytest
 
 from esc_arch.errors import UserError
 from esc_arch.prepare.benchmark_sets import find_benchmark_sets, prepare_set
-from esc_arch.prepare.images import BadInputs
 from esc_arch.prepare.imresize import imresize
 
 
@@ -99,7 +98,7 @@ def test_official_lr_is_verified_bit_for_bit(tmp_path, pictures):
     image[0, 0, 0] ^= 1
     write(spoilt, image)
     write(source / "LR_bicubic" / "X2" / "catx2.png", image)
-    with pytest.raises(BadInputs) as error:
+    with pytest.raises(UserError) as error:
         make(tmp_path / "third", source)
     first, second = error.value.lines
     assert "catx2.png: 17x11 pixels, not 23x30 as HR says" in first
@@ -126,7 +125,7 @@ def test_bad_images_do_not_stop_the_others(tmp_path, pictures):
     write(tmp_path / "source" / "cat.png", pictures["cat"])
     write(tmp_path / "source" / "tiny.png", pictures["cat"][:3, :9])
     (tmp_path / "source" / "text.png").write_text("no image")
-    with pytest.raises(BadInputs) as error:
+    with pytest.raises(UserError) as error:
         make(tmp_path / "out", tmp_path / "source")
     assert "text.png: not an image" in error.value.lines[0]
     assert "tiny.png: 9x3 pixels, too small for x4" in error.value.lines[1]
@@ -135,10 +134,10 @@ def test_bad_images_do_not_stop_the_others(tmp_path, pictures):
 
 def test_wrong_counts_and_names_twice_are_refused(tmp_path, pictures):
     write(tmp_path / "source" / "HR" / "cat.png", pictures["cat"])
-    with pytest.raises(BadInputs, match="1 HR images; set has 5"):
+    with pytest.raises(UserError, match="1 HR images; set has 5"):
         make(tmp_path / "out", tmp_path / "source", count=5)
     write(tmp_path / "source" / "HR" / "cat.bmp", pictures["cat"])
-    with pytest.raises(BadInputs, match="more than one HR image is called cat"):
+    with pytest.raises(UserError, match="more than one HR image is called cat"):
         make(tmp_path / "out", tmp_path / "source")
     with pytest.raises(UserError, match="no images in it nor in its HR"):
         make(tmp_path / "out", tmp_path)

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import BadInputs
 from esc_arch.prepare.imresize import imresize
 from esc_arch.prepare.subimages import (
     Cutting,
@@ -149,13 +148,13 @@ def test_official_lr_must_be_there_and_fit(tmp_path, hr):
     official = tmp_path / "X2"
     official.mkdir()
     write(official / "0001x2.png", np.zeros((50, 74, 3), np.uint8))
-    with pytest.raises(BadInputs) as error:
+    with pytest.raises(UserError) as error:
         find_sources([hr], "--hr", {2: official})
     assert error.value.lines == [
         f"--lr-x2 {official}: {name}x2.png is missing" for name in ("0002", "0003")
     ]
     source = Source("0001", hr / "0001.png", {2: official / "0001x2.png"})
-    with pytest.raises(BadInputs, match="0001x2.png: 74x50 pixels, but x2 of 0001.png has 75x50"):
+    with pytest.raises(UserError, match="0001x2.png: 74x50 pixels, but x2 of 0001.png has 75x50"):
         pack_sub_images([source], databases(tmp_path, 1, 2), CUTTING, workers=1)
 
 
@@ -165,7 +164,7 @@ def test_bad_images_are_all_named_and_cost_nothing_of_the_others(tmp_path, hr):
     (hr / "0005.png").write_text("no image")
     write(hr / "0006.png", np.zeros((47, 90, 3), np.uint8))
     paths = databases(tmp_path, 1, 2)
-    with pytest.raises(BadInputs) as error:
+    with pytest.raises(UserError) as error:
         pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
     assert len(error.value.lines) == 3
     assert "0004.png" in error.value.lines[0] and "whole image" in error.value.lines[0]
@@ -230,7 +229,7 @@ def bmp(hr) -> Path:
 
 def test_an_image_that_changed_but_not_in_size_is_made_again(tmp_path, hr, bmp):
     paths = databases(tmp_path, 1, 2)
-    with pytest.raises(BadInputs, match="bad.png"):
+    with pytest.raises(UserError, match="bad.png"):
         pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
     (hr / "bad.png").unlink()
     change_in_place(bmp)
@@ -245,7 +244,7 @@ def test_an_image_that_changed_but_not_in_size_is_made_again(tmp_path, hr, bmp):
 
 def test_images_that_were_only_copied_or_touched_are_not_made_again(tmp_path, hr, bmp):
     paths = databases(tmp_path, 1, 2)
-    with pytest.raises(BadInputs, match="bad.png"):
+    with pytest.raises(UserError, match="bad.png"):
         pack_sub_images(find_sources([hr], "--hr"), paths, CUTTING, workers=1)
     (hr / "bad.png").unlink()
     for path in hr.iterdir():
@@ -303,7 +302,7 @@ def test_keys_have_nothing_basicsr_cannot_read(tmp_path, hr):
 
 def test_two_images_with_one_key_are_refused(tmp_path, hr):
     (hr / "0001.jpg").touch()
-    with pytest.raises(BadInputs, match="0001.jpg and .*0001.png would both be called 0001"):
+    with pytest.raises(UserError, match="0001.jpg and .*0001.png would both be called 0001"):
         find_sources([hr], "--hr")
 
 

@@ -4,7 +4,6 @@ import cv2
 import pytest
 
 from esc_arch.errors import UserError
-from esc_arch.prepare.images import BadInputs
 from esc_arch.prepare.subimages import Cutting
 from esc_arch.prepare.training_sets import prepare_dflip, prepare_training_set, unpack_images
 
@@ -90,7 +89,7 @@ def test_dflip_names_every_set_that_is_not_whole(tmp_path, folder):
         "Flickr2K": tmp_path / "absent",
         "LSDIR": folder("LSDIR", "1/1.png"),
     }
-    with pytest.raises(BadInputs) as error:
+    with pytest.raises(UserError) as error:
         prepare_dflip(folders, tmp_path / "out", CUTTING, workers=1)
     assert len(error.value.lines) == 3
     assert "799 of the 800 images of DIV2K are missing" in error.value.lines[0]

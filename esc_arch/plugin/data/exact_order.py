@@ -117,7 +117,9 @@ class BadSampleError(UserError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.strip().splitlines()[-1].rpartition("BadSampleError: ")[2])
+        if message.startswith("Caught "):
+            message = message.strip().splitlines()[-1].rpartition("BadSampleError: ")[2]
+        super().__init__(message)
 
 
 class GuardedDataset(Dataset):

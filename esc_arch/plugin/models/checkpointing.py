@@ -15,7 +15,9 @@ from esc_arch.plugin.models.pair_pool import load_pool, remove_older_pools, save
 from esc_arch.plugin.models.resuming import (
     fitting_optimizer_state,
     fitting_scheduler_state,
+    load_scaler_state,
     options_in_use,
+    shortened,
 )
 from esc_arch.plugin.models.training_card import training_card
 from esc_arch.plugin.models.validating import Validating
@@ -228,7 +230,7 @@ class Checkpointing(Validating, ExactWarmup):
             ) from error
         saved = options_in_use(self.optimizers, self.schedulers)
         changed = [
-            f"{name} {saved[name]} (the options say {value})"
+            f"{name} {shortened(saved[name])} (the options say {shortened(value)})"
             for name, value in asked.items()
             if name in saved and saved[name] != value
         ]
@@ -244,7 +246,7 @@ class Checkpointing(Validating, ExactWarmup):
         state = self._fitting(resume_state)
         super().resume_training(state)
         if resume_state.get("scaler") and getattr(self, "scaler", None) is not None:
-            self.scaler.load_state_dict(resume_state["scaler"])
+            load_scaler_state(self.scaler, resume_state["scaler"])
         if resume_state.get("place_in_data") is not None:
             self.place_in_data = tuple(resume_state["place_in_data"])
         self.resume_warmup(state.get("warmup"))

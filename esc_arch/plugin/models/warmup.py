@@ -1,5 +1,6 @@
 """Warming up beside the learning rate's schedule, not inside it."""
 
+import math
 from typing import Any
 
 from basicsr.utils import get_root_logger
@@ -63,4 +64,6 @@ class ExactWarmup:
             if not is_list or [len(each) for each in state] != sizes:
                 raise UserError("the training state's warmup is damaged; resume from another state")
             state = [[float(rate) for rate in each] for each in state]
+            if not all(math.isfinite(rate) for each in state for rate in each):
+                raise UserError("the training state's warmup is damaged; resume from another state")
         self._scheduled = state

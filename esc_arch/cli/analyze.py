@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esc_arch.errors import UserError, printable
+
 if TYPE_CHECKING:
     import torch
 
@@ -119,7 +121,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: A network, a picture or an option cannot be used.
     """
     from esc_arch.cli.pipeline import import_plugins
-    from esc_arch.errors import UserError
     from esc_arch.zoo.local import resolve
 
     if not args.networks:
@@ -177,7 +178,6 @@ def _read_pictures(
     import numpy as np
     import torch
 
-    from esc_arch.errors import UserError
     from esc_arch.prepare.images import list_images, read_image
 
     if args.size < 8:
@@ -227,7 +227,6 @@ def _describe(subject: "Subject") -> dict:
 def _save(args: argparse.Namespace, name: str, png: bytes, figures: dict) -> None:
     import json
 
-    from esc_arch.errors import UserError
     from esc_arch.whole_files import write_atomically
 
     try:
@@ -236,7 +235,7 @@ def _save(args: argparse.Namespace, name: str, png: bytes, figures: dict) -> Non
         write_atomically(args.output / f"{name}.json", f"{text}\n".encode())
     except OSError as error:
         raise UserError(f"--output {args.output}: {error.strerror}") from None
-    print(f"Saved {args.output / name}.png and .json")
+    print(f"Saved {printable(args.output / name)}.png and .json")
 
 
 def _erf(subjects: list["Subject"], args: argparse.Namespace) -> None:
@@ -253,14 +252,13 @@ def _erf(subjects: list["Subject"], args: argparse.Namespace) -> None:
         sizes = erf_sizes(field)
         figures.append({**_describe(subject), "largest": float(field.max()), "squares": sizes})
         squares = ", ".join(f"{share} within {one['side']}" for share, one in sizes.items())
-        print(f"{subject.label}: {squares} pixels of the centre")
+        print(f"{printable(subject.label)}: {squares} pixels of the centre")
         fields.append((subject.label, field))
     common = {"analysis": "erf", "size": args.size, "at": args.at, "pictures": list(pictures)}
     _save(args, "erf", draw_erf(fields), {**common, "networks": figures})
 
 
 def _lam(subjects: list["Subject"], args: argparse.Namespace) -> None:
-    from esc_arch.errors import UserError
     from esc_arch.study.analysis import local_attribution
     from esc_arch.study.plots import draw_attribution
 
@@ -283,7 +281,8 @@ def _lam(subjects: list["Subject"], args: argparse.Namespace) -> None:
                     "patch": dict(zip(("top", "left", "side"), one.patch, strict=True)),
                 }
             )
-            print(f"{subject.label}: diffusion index {one.diffusion_index:.2f} on {name}")
+            found = f"diffusion index {one.diffusion_index:.2f} on {name}"
+            print(printable(f"{subject.label}: {found}"))
             attributions.append((subject.label, one))
             scales.append(one.result.shape[-1] // picture.shape[-1])
         common = {"analysis": "lam", "picture": name, "size": args.size, "at": args.at}
@@ -293,7 +292,6 @@ def _lam(subjects: list["Subject"], args: argparse.Namespace) -> None:
 
 
 def _bias(subjects: list["Subject"], args: argparse.Namespace) -> None:
-    from esc_arch.errors import UserError
     from esc_arch.study.analysis import mean_distance, position_biases
     from esc_arch.study.plots import draw_biases
 

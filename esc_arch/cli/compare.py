@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from esc_arch.errors import UserError, printable
+
 HELP = "Show the same square of several results side by side, with PSNR and SSIM."
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -52,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: A picture cannot be read, or sizes, names or the square do not fit.
     """
     from esc_arch.cli.pipeline import import_plugins
-    from esc_arch.errors import UserError
 
     names = args.names or _told_apart(args.results)
     if len(names) != len(args.results):
@@ -78,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--output {args.output}: {error.strerror}") from None
     for panel in panels:
-        print(panel.caption.replace("\n", ": "))
+        print(printable(panel.caption.replace("\n", ": ")))
     if args.reference:
         print(f"PSNR and SSIM on Y, without a border of {border} pixels")
-    print(f"{args.output}: {crop[2]}x{crop[2]} at {crop[0]}, {crop[1]}")
+    print(f"{printable(args.output)}: {crop[2]}x{crop[2]} at {crop[0]}, {crop[1]}")
     return 0
 
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from esc_arch.errors import UserError, printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -127,8 +129,12 @@ def _flashbias(args: argparse.Namespace) -> int:
 
     with torch.inference_mode():
         exact = _output(network_g, checkpoint.best, lq)
-        print(f"{checkpoint.path} ({best}): largest errors, of the bias and of the output")
-        print(f"on {args.image or 'astronaut'}, where 1 is the range from black to white")
+        print(
+            f"{printable(checkpoint.path)} ({best}): largest errors, of the bias and of the output"
+        )
+        print(
+            f"on {printable(args.image or 'astronaut')}, where 1 is the range from black to white"
+        )
         print(f"{'rank':>5}  {'bias':>9}  {'output':>9}")
         for rank in ranks:
             options = {**network_g, "attn_type": "FlashBias", "flashbias_rank": rank}
@@ -138,14 +144,12 @@ def _flashbias(args: argparse.Namespace) -> int:
                 options = {**network_g, "attn_type": "FlashBias", "flashbias_rank": rank}
                 _write(outputs[rank], converted[rank], options, checkpoint.metadata)
     for path in outputs.values():
-        print(f"written: {path}")
+        print(f"written: {printable(path)}")
     return 0
 
 
 def _split_ranks(args: argparse.Namespace) -> tuple[str, list[int]]:
     """The checkpoint and the ranks, also from `--rank 16 48 CHECKPOINT`."""
-    from esc_arch.errors import UserError
-
     ranks, checkpoint = list(args.rank), args.checkpoint
     if checkpoint is None and not ranks[-1].isdecimal():
         checkpoint = ranks.pop()
@@ -158,8 +162,6 @@ def _split_ranks(args: argparse.Namespace) -> tuple[str, list[int]]:
 
 
 def _check_ranks(ranks: list[int], network_g: dict, path: Path) -> None:
-    from esc_arch.errors import UserError
-
     if network_g.get("attn_type") == "FlashBias":
         raise UserError(f"{path}: has the factors of FlashBias already")
     if not ranks:
@@ -173,8 +175,6 @@ def _check_ranks(ranks: list[int], network_g: dict, path: Path) -> None:
 
 
 def _outputs(args: argparse.Namespace, ranks: list[int]) -> dict[int, Path]:
-    from esc_arch.errors import UserError
-
     if args.output is None:
         return {}
     if len(ranks) > 1 and "{rank}" not in args.output:
@@ -186,8 +186,6 @@ def _outputs(args: argparse.Namespace, ranks: list[int]) -> dict[int, Path]:
 
 
 def _check_output(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
-    from esc_arch.errors import UserError
-
     if path.suffix not in suffixes:
         raise UserError(f"-o {path}: must end in {' or '.join(suffixes)}")
     if path.exists() and not overwrite:
@@ -221,7 +219,6 @@ def _output(network_g: dict, params: "dict[str, Tensor]", lq: "Tensor") -> "Tens
 
 
 def _safetensors(args: argparse.Namespace) -> int:
-    from esc_arch.errors import UserError
     from esc_arch.zoo.local import resolve
 
     path = resolve(args.checkpoint)
@@ -237,14 +234,13 @@ def _safetensors(args: argparse.Namespace) -> int:
             raise UserError(f"--metadata {entry}: must be KEY=VALUE")
         metadata[key] = value
     _write(output, checkpoint.params, checkpoint.network_g, metadata)
-    print(f"written: {output}")
+    print(f"written: {printable(output)}")
     return 0
 
 
 def _names(args: argparse.Namespace) -> int:
     import yaml
 
-    from esc_arch.errors import printable
     from esc_arch.zoo.local import resolve
 
     path, output = resolve(args.checkpoint), Path(args.output)
@@ -262,7 +258,7 @@ def _names(args: argparse.Namespace) -> int:
         network_g, best = to_trainner(checkpoint.network_g, checkpoint.best, printable(path))
         bare = output.suffix == ".pth"  # As traiNNer writes it, without a card.
         _write(output, {"params": best}, network_g, checkpoint.metadata, bare)
-    print(f"written: {output}")
+    print(f"written: {printable(output)}")
     print(yaml.safe_dump({"network_g": network_g}, sort_keys=False), end="")
     return 0
 
@@ -275,7 +271,6 @@ def _write(
     bare: bool = False,
 ) -> None:
     """Write the file with its card, or the bare tensors."""
-    from esc_arch.errors import UserError
     from esc_arch.whole_files import write_atomically
     from esc_arch.zoo.card import KEY, describe
     from esc_arch.zoo.params import PARAM_KEYS

@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
     """Prints an error as one line, without the usage in front of it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"basicsr: error: {message} (see {self.prog} --help)\n")
+        self.exit(USER_ERROR, f"basicsr: error: {printable(message)} (see {self.prog} --help)\n")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         # argparse suggests nothing for a misspelt subcommand before Python 3.14.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from esc_arch.cli import PluginError
 from esc_arch.cli.missing import need
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 
 PLUGIN_GROUP = "basicsr.plugins"
 
@@ -109,7 +109,7 @@ def run(
         ) from error
     for kind, lines in (("warning", report.warnings), ("error", report.errors)):
         for line in lines if tells else ():
-            print(f"basicsr: {kind}: {line}", file=sys.stderr)
+            print(f"basicsr: {kind}: {printable(line)}", file=sys.stderr)
     if report.errors:
         return 2
 

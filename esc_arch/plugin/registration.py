@@ -26,7 +26,11 @@ PATCHES: dict[str, tuple[str, ...]] = {
     "basicsr.utils.dist_util": ("devices.launchers_without_gpu",),
     "basicsr.utils.file_client": ("data_loading.lmdb_opened_twice",),
     "basicsr.utils.img_process_util": ("devices.blur_of_channels_last_images",),
-    "basicsr.utils.logger": ("libraries.wandb_generate_id", "option_files.files_in_utf8"),
+    "basicsr.utils.logger": (
+        "libraries.wandb_generate_id",
+        "option_files.files_in_utf8",
+        "option_files.log_escaped",
+    ),
     "basicsr.models.base_model": (
         "devices.distributed_wrapper_without_gpu",
         "libraries.optimizers_beyond_adam",

@@ -20,12 +20,14 @@ from esc_arch.whole_files import open_resumable, write_atomically
 
 # As much as a cut connection may lose.
 _CHUNK = 1 << 16
+# More than any number of bytes has.
+_DIGITS = 20
 _TIMEOUT = 30
 # Twice DIV2K's archive: a server may send without end.
 LARGEST = 8 << 30
-# No tag of a server is longer.
-_LONGEST_TAG = 1000
-_RANGE = re.compile(r"bytes (?P<first>\d+)-\d+/(?P<total>\d+)")
+# No tag of a server is longer, with the address.
+_LONGEST_TAG = 4000
+_RANGE = re.compile(rf"bytes (?P<first>\d{{1,{_DIGITS}}})-\d+/(?P<total>\d{{1,{_DIGITS}}})")
 # What asking again does not mend.
 _HOPELESS = (
     requests.TooManyRedirects,
@@ -140,15 +142,18 @@ def _remove(partial: Path) -> None:
     _tag_file(partial).unlink(missing_ok=True)
 
 
-def _tag(partial: Path) -> str | None:
-    """What the server called the file that was begun; None where nothing says so."""
+def _tag(partial: Path, url: str) -> str | None:
+    """What the server called the file that was begun; None where nothing says so.
+
+    Another address may have another file of the same tag, such as a date.
+    """
     path = _tag_file(partial)
     # Of a link it would send a part of what that leads to.
     if not path.is_file() or path.is_symlink() or path.stat().st_nlink > 1:
         return None
     with path.open("rb") as file:
-        tag = file.read(_LONGEST_TAG).decode("latin-1")
-    return tag if tag.isprintable() else None
+        tag, _, of = file.read(_LONGEST_TAG).decode("latin-1").partition("\n")
+    return tag if tag.isprintable() and of == url else None
 
 
 def _fetch(url: str, partial: Path, progress: bool, largest: int, patience: Patience) -> str:
@@ -203,7 +208,7 @@ def _fetch_rest(
     tag_file = _tag_file(partial)
     headers = {}
     offset = file.tell()
-    begun = _tag(partial)
+    begun = _tag(partial, url)
     if offset and begun is not None:
         # With If-Range the server sends the whole file when it is no longer the one begun.
         headers = {"Range": f"bytes={offset}-", "If-Range": begun}
@@ -211,8 +216,8 @@ def _fetch_rest(
         if response.status_code == 416:
             if response.headers.get("Content-Range") == f"bytes */{offset}":
                 return
-            tag_file.unlink()
-            raise requests.ConnectionError("the server has another file now")
+            tag_file.unlink(missing_ok=True)
+            raise _WrongPart("the server has another file now")
         if 400 <= response.status_code < 500:
             raise UserError(
                 f"{url}: the server says {response.status_code} {printable(response.reason)}"
@@ -236,6 +241,7 @@ def _fetch_rest(
             tag = response.headers.get("ETag", "")
             if not tag or tag.startswith("W/"):
                 tag = response.headers.get("Last-Modified", "")
+            tag = f"{tag}\n{url}" if tag else ""
             if tag and len(tag) < _LONGEST_TAG:
                 write_atomically(tag_file, tag.encode("latin-1", "replace"))
             else:
@@ -286,6 +292,9 @@ def _answer(
         answer = answers.get(timeout=seconds)
     except queue.Empty:
         raise _TooSlow(f"the server has not answered within {seconds:g} s") from None
+    if isinstance(answer, ValueError):
+        # What requests does not see in an address that it is sent on to: no host, no text.
+        raise requests.exceptions.InvalidURL(str(answer)) from answer
     if isinstance(answer, BaseException):
         raise answer
     return answer
@@ -324,8 +333,8 @@ def _announced(response: requests.Response, url: str) -> int | None:
     length = response.headers.get("Content-Length")
     if length is None:
         return None
-    if not length.isdecimal():
-        raise UserError(f"{url}: the server's Content-Length is {printable(length)}, no number")
+    if not length.isdecimal() or len(length) > _DIGITS:
+        raise UserError(f"{url}: the server's Content-Length is {length[:_DIGITS]}, no number")
     return int(length)
 
 

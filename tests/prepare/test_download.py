@@ -120,6 +120,11 @@ def fetch(server, path, retries=5, lowest_rate=1000, window=60, answer=120, **op
     return download(server.url, path, **{"progress": False, "patience": patience, **options})
 
 
+def begin(server, folder):
+    """Leave the tag of a download that was begun from this server."""
+    (folder / "file.zip.partial.tag").write_text(f"{server.tag}\n{server.url}")
+
+
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -163,9 +168,25 @@ def test_a_later_run_goes_on_from_an_earlier_one(server, tmp_path):
 
 def test_a_run_killed_before_the_renaming_needs_no_second_download(server, tmp_path):
     (tmp_path / "file.zip.partial").write_bytes(CONTENT)
-    (tmp_path / "file.zip.partial.tag").write_text(server.tag)
+    begin(server, tmp_path)
     assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
     assert server.asked == [f"bytes={len(CONTENT)}-"]
+
+
+def test_what_another_address_began_is_not_gone_on_with(server, tmp_path):
+    (tmp_path / "file.zip.partial").write_bytes(b"another" * 100)
+    # A date, or a number that is counted from 1, may be that of another file.
+    (tmp_path / "file.zip.partial.tag").write_text(f"{server.tag}\nhttp://elsewhere/file.zip")
+    assert fetch(server, tmp_path / "file.zip") == SHA256
+    assert server.asked == [None]
+
+
+def test_a_part_with_a_number_beyond_all_files_is_not_taken(server, tmp_path):
+    (tmp_path / "file.zip.partial").write_bytes(CONTENT[:500])
+    begin(server, tmp_path)
+    server.answer = 206, {"Content-Range": f"bytes 500-1499/{'9' * 5000}", "Content-Length": "1000"}
+    with pytest.raises(UserError, match="sent another part than was asked for"):
+        fetch(server, tmp_path / "file.zip", retries=0)
 
 
 def test_a_file_that_changed_meanwhile_is_fetched_anew(server, tmp_path):
@@ -186,7 +207,7 @@ def test_servers_that_cannot_resume_are_asked_for_the_whole_again(server, tmp_pa
 
 def test_a_partial_file_longer_than_the_servers_is_not_trusted(server, tmp_path):
     (tmp_path / "file.zip.partial").write_bytes(CONTENT + b"more")
-    (tmp_path / "file.zip.partial.tag").write_text(server.tag)
+    begin(server, tmp_path)
     assert fetch(server, tmp_path / "file.zip", sha256=SHA256) == SHA256
 
 
@@ -246,6 +267,13 @@ def test_progress_shows_bytes_rate_and_remaining_time(server, tmp_path, capsys):
         (302, {}, "the server says 302"),
         (302, {"Location": "gopher://nowhere/"}, "cannot be downloaded"),
         (600, {}, "the server says 600"),
+        (302, {"Location": "file:///etc/passwd"}, "cannot be downloaded: No connection adapters"),
+        (302, {"Location": "http://[::1/"}, "cannot be downloaded: Invalid IPv6 URL"),
+        (302, {"Location": "http://a..b/"}, "cannot be downloaded: .*label empty or too long"),
+        (302, {"Location": "http://\xff\xfe/"}, "cannot be downloaded: 'utf-8' codec can't decode"),
+        (302, {"Location": "/file.zip"}, "cannot be downloaded: Exceeded 30 redirects"),
+        (416, {"Content-Length": "0"}, "the server has another file now; run the same command"),
+        (200, {"Content-Length": "9" * 5000}, "Content-Length is 9{20}, no number"),
         (200, {"Content-Length": "many"}, "Content-Length is many, no number"),
         (200, {"Content-Length": "-5"}, "Content-Length is -5, no number"),
         (200, {"Content-Length": str(1 << 50)}, "more than the"),
@@ -260,7 +288,7 @@ def test_what_is_no_answer_to_a_download_is_never_saved(server, tmp_path, status
 
 def test_a_part_of_the_rest_is_not_taken_for_the_whole(server, tmp_path):
     (tmp_path / "file.zip.partial").write_bytes(CONTENT[:500])
-    (tmp_path / "file.zip.partial.tag").write_text(server.tag)
+    begin(server, tmp_path)
     headers = {"Content-Range": f"bytes 500-1499/{len(CONTENT)}", "Content-Length": "1000"}
     server.answer = 206, headers
     with pytest.raises(UserError, match="run the same command again"):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import math
 import os
 import sys
@@ -57,6 +58,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {_plain(key): _plain(part) for key, part in value.items()}
     return printable(value) if isinstance(value, str) else value
+
+
+def log_escaped(module: ModuleType) -> None:
+    """BasicSR logs names of files and data sets as they are: they could forge lines.
+
+    Only lists of options have several lines, which are no warnings.
+
+    Args:
+        module: `basicsr.utils.logger`.
+    """
+    for logger in (module.logging.getLogger("basicsr"), log):
+        if _escape not in logger.filters:
+            logger.addFilter(_escape)
+
+
+def _escape(record: logging.LogRecord) -> bool:
+    kept = "" if record.levelno >= logging.WARNING else "\n\t"
+    text = record.getMessage()
+    record.msg = "".join(one if one in kept else printable(one) for one in text)
+    record.args = ()
+    return True
 
 
 def files_in_utf8(module: ModuleType) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import lmdb
 
+from esc_arch.children import signal_that_ends
 from esc_arch.errors import UserError
 from esc_arch.prepare.images import PNG_LEVEL, png_shape
 from esc_arch.whole_files import remove_temporary_files, write_atomically
@@ -94,6 +95,7 @@ class LmdbWriter:
             self._check_recipe(folder, recipe)
             if not self.complete:
                 self._write_sources(self._partial)
+                _refuse_damaged(folder)
                 self._environment = lmdb.open(str(folder), map_size=_FIRST_MAP_SIZE)
         except (OSError, lmdb.Error) as error:
             raise _cannot_write(folder, error) from None
@@ -303,6 +305,31 @@ def _refuse_links(folder: Path) -> None:
     for path in (folder, *(folder / name for name in ("data.mdb", "lock.mdb", "sources.tsv"))):
         if path.is_symlink():
             raise UserError(f"{path}: is a link, which is not written through; remove it")
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Go through an unfinished LMDB in a process of its own, which a damaged one may kill.
+
+    Raises:
+        UserError: It does.
+    """
+    if not (folder / "data.mdb").exists():
+        return
+    if name := signal_that_ends(_GO_THROUGH, [str(folder)]):
+        raise UserError(
+            f"{folder}: damaged: reading it ends a process by {name}; remove it to begin anew"
+        )
+
+
+# With room taken for a value and given back, since what is free is listed in it, too.
+_GO_THROUGH = """
+import sys, lmdb
+with lmdb.open(sys.argv[1], lock=False).begin(write=True, buffers=True) as change:
+    for key, value in change.cursor():
+        bytes(key), bytes(value[:1]), bytes(value[-1:])
+    change.put(b"a", bytes(100_000))
+    change.abort()
+"""
 
 
 def _key(source: str, index: int) -> bytes:

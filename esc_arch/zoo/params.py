@@ -1,7 +1,7 @@
 """One network's tensors out of whatever a checkpoint wraps them in."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ _PREFIXES = (
 # was flattened into, those that are the generator's and the averaged ones.
 _GENERATORS = ("net_g.", "netG.", "generator.", "params_ema.", "params.")
 _DEEPEST = 8
+# Times that weights may be shared by layers.
+_MOST_SHARES = 8
 
 
 def select_params(
@@ -62,8 +64,10 @@ def select_params(
         )
     params = _without_prefixes(found)
     for name, value in params.items():
+        check_plain(value, f"{where}: '{name}'")
+    _check_shares(params.values(), where)
+    for name, value in params.items():
         shown = f"{where}: '{printable(name)}'"
-        check_plain(value, shown)
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(
                 f"{shown} has values that are not finite (NaN or infinite); the training that "
@@ -182,6 +186,21 @@ def _without_prefixes(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
             break
     # Or in front of some only, as DataParallel around a part of a network leaves it.
     return {name.removeprefix("module."): value for name, value in params.items()}
+
+
+def _check_shares(tensors: Collection[Tensor], where: str) -> None:
+    """Refuse tensors that many times over are the same part of a file.
+
+    Raises:
+        UserError: They claim far more together than the file holds.
+    """
+    held = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    claimed = sum(each.numel() * each.element_size() for each in tensors)
+    if claimed > _MOST_SHARES * sum(held.values()):
+        raise UserError(
+            f"{where}: its {len(tensors)} tensors claim {claimed:,} bytes together but the file "
+            f"holds {sum(held.values()):,}"
+        )
 
 
 def check_plain(value: Tensor, shown: str) -> None:

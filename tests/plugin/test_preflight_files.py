@@ -24,6 +24,8 @@ from esc_arch.plugin.preflight.files import root_problem
         (b"\xff\xfe\x00", "not a text file in UTF-8"),
         (b"a: " + b"[" * 100_000, "nested too deeply"),
         (b"a: &a [*a]\n", "an alias (*name) contains itself"),
+        # A number to base 60.
+        (b"name: x\nscale: " + b":".join([b"59"] * 200), "line 2: a number of 599 characters"),
         (b"a: !!python/object/apply:os.system ['touch ran']\n", "Python objects"),
         (b"a: &a " + b"x" * 900_000 + b"\nb: [*a, *a, *a]\n", "more than 2000000 letters"),
         (

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -244,3 +245,38 @@ def test_grey_pictures_are_recorded_with_their_channels(tmp_path):
         writer.put("a", Fingerprint("1", "sum"), [grey])
         writer.finish({"a": "1"})
     assert (tmp_path / "set.lmdb" / "meta_info.txt").read_text() == "a_s001.png (24,26,1) 1\n"
+
+
+GO_ON = """
+import sys
+from pathlib import Path
+from esc_arch.errors import UserError
+from esc_arch.prepare.lmdb_writer import LmdbWriter
+
+for folder in map(Path, sys.argv[1:]):
+    try:
+        with LmdbWriter(folder, {"scale": 1, "crop_size": 24}) as writer:
+            # Leaves out the first, and so goes through all pages.
+            writer.finish({f"{number:03}": "1" for number in range(1, 12)})
+        print("done")
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_an_unfinished_lmdb_that_was_cut_is_named(tmp_path):
+    with LmdbWriter(tmp_path / "whole.lmdb", RECIPE) as writer:
+        for number in range(12):
+            writer.put(f"{number:03}", Fingerprint("1", "sum"), encoded(pictures(2)))
+    folders = [tmp_path / f"cut_{percent}.lmdb" for percent in range(10, 100, 10)]
+    for folder, percent in zip(folders, range(10, 100, 10), strict=True):
+        partial = folder.with_suffix(".lmdb.partial")
+        shutil.copytree(tmp_path / "whole.lmdb.partial", partial)
+        data = partial / "data.mdb"
+        data.write_bytes(data.read_bytes()[: data.stat().st_size * percent // 100])
+    command = [sys.executable, "-c", GO_ON, *map(str, folders)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, (result.returncode, result.stderr[-2000:])
+    told = f"{folders[0]}.partial: damaged: reading it ends a process by SIG"
+    assert result.stdout.splitlines()[0].startswith(told)
+    assert len(result.stdout.splitlines()) == len(folders)

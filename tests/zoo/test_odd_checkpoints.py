@@ -183,6 +183,20 @@ def test_strides_of_zero_cannot_ask_for_memory_that_the_file_does_not_hold(folde
     assert "claims 3,999,996,000,001 values" in refusal("net.pth")
 
 
+def test_tensors_that_share_memory_cannot_ask_for_many_times_what_the_file_holds(folder, params):
+    shared = torch.zeros(100_000)
+    torch.save({f"t{number}": shared for number in range(100)}, "net.pth")
+    assert "100 tensors claim 40,000,000 bytes together but the file holds 400,00" in refusal(
+        "net.pth"
+    )
+    # As trainers that keep all weights in one tensor do.
+    flat = torch.cat([value.flatten() for value in params.values()])
+    parts = flat.split([value.numel() for value in params.values()])
+    pairs = zip(params.items(), parts, strict=True)
+    torch.save({name: part.view(value.shape) for (name, value), part in pairs}, "flat.pth")
+    assert torch.equal(read_checkpoint("flat.pth").best["last.weight"], params["last.weight"])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("command", ["info", "verify", "upscale", "flashbias", "safetensors"])

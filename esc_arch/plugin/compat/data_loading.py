@@ -2,14 +2,13 @@
 
 import copyreg
 import os
-import signal
 import threading
 import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from esc_arch.children import run_python
+from esc_arch.children import run_python, signal_that_ends
 from esc_arch.plugin.compat.patching import patch, swapped
 
 
@@ -115,9 +114,7 @@ def refuse_unreadable_lmdb(path: str, section: str) -> None:
     key = (os.path.realpath(path), found.st_mtime_ns, found.st_size)
     if key in _looked_through:
         return
-    status = run_python(_READ_ENDS_OF_LMDB, [path]).returncode
-    if status < 0:
-        name = signal.Signals(-status).name
+    if name := signal_that_ends(_READ_ENDS_OF_LMDB, [path]):
         raise UserError(
             f"{section}: {path}: damaged: reading it ends a process by {name}; make it again"
         )

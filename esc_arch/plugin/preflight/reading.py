@@ -16,6 +16,7 @@ from esc_arch.plugin.preflight.wording import meant_key, one_line, show, unshare
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 20_000
+_LONGEST_NUMBER = 100
 MAX_CHARACTERS = 2_000_000
 """Of all values, with those that aliases repeat as often as they do."""
 
@@ -44,7 +45,16 @@ def _mapping(loader: OptionLoader, node: yaml.MappingNode) -> OrderedDict[Any, A
     return mapping
 
 
+def _whole(loader: OptionLoader, node: yaml.ScalarNode) -> int:
+    # 59:59:59 is a number to base 60, which takes minutes where it goes on so.
+    if len(node.value) > _LONGEST_NUMBER:
+        where = f"line {node.start_mark.line + 1}"
+        raise yaml.YAMLError(f"{where}: a number of {len(node.value)} characters")
+    return loader.construct_yaml_int(node)
+
+
 OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+OptionLoader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def settle(options: dict[str, Any]) -> None:

@@ -30,21 +30,12 @@ class StepOptions:
             UserError: One has a value that cannot be used.
         """
         train_opt = self.opt["train"]
-        self.grad_clip = self._norm("grad_clip")
+        self.grad_clip = _norm("grad_clip", train_opt.get("grad_clip"))
         if self.grad_clip is None and train_opt.get("use_grad_clip"):
             self.grad_clip = 0.01
-        self.gradient_clip = self._norm("gradient_clip")
+        self.gradient_clip = _norm("gradient_clip", train_opt.get("gradient_clip"))
         resets = train_opt.get("reset_momentum_iter")
         self.momentum_resets = resets if isinstance(resets, list) else [resets]
-
-    def _norm(self, name: str) -> float | None:
-        value = self.opt["train"].get(name)
-        # Where true means some norm to others, false is written for none.
-        if value is None or value is False:
-            return None
-        if not (type(value) in (int, float) and value > 0):
-            raise UserError(f"train: {name}: {value!r}: must be a number above 0, or absent")
-        return value
 
     def largest_norm(self, current_iter: int) -> float:
         """The largest norm of all gradients of `net_g` in an iteration, counted from 1."""
@@ -63,6 +54,15 @@ class StepOptions:
                 for value in state.values():
                     if isinstance(value, Tensor):
                         value.zero_()
+
+
+def _norm(name: str, value: Any) -> float | None:
+    # Where true means some norm to others, false is written for none.
+    if value is None or value is False:
+        return None
+    if not (type(value) in (int, float) and value > 0):
+        raise UserError(f"train: {name}: {value!r}: must be a number above 0, or absent")
+    return value
 
 
 class StepsOfBasicSR(StepOptions):

@@ -97,24 +97,24 @@ class Validating:
             )
         return visuals
 
-    def _measure(self, data: Mapping[str, Any], opt: dict[str, Any]) -> Any:
+    def _measure(self, data: Mapping[str, Any], metric: dict[str, Any]) -> Any:
         """BasicSR's `calculate_metric`, for one image."""
-        name = next(name for name, each in self.opt["val"]["metrics"].items() if each is opt)
-        needs = inspect.signature(METRIC_REGISTRY.get(opt["type"])).parameters.get("img2")
+        name = next(name for name, each in self.opt["val"]["metrics"].items() if each is metric)
+        needs = inspect.signature(METRIC_REGISTRY.get(metric["type"])).parameters.get("img2")
         if needs is not None and needs.default is inspect.Parameter.empty and "img2" not in data:
             self._without_gt.add(name)
             return 0.0
-        border, (height, width) = opt.get("crop_border"), data["img"].shape[:2]
+        border, (height, width) = metric.get("crop_border"), data["img"].shape[:2]
         if isinstance(border, int) and min(height, width) <= 2 * border:
             raise UserError(
                 f"val: metrics: {name}: crop_border: {border}: nothing is left of an image of "
                 f"{width} x {height} pixels; the scale is usual"
             )
         try:
-            value = calculate_metric(data, opt)
+            value = calculate_metric(data, metric)
         except Exception as error:
             raise UserError(
-                f"val: metrics: {name}: {opt['type']} fails on an image of {width} x {height} "
+                f"val: metrics: {name}: {metric['type']} fails on an image of {width} x {height} "
                 f"pixels ({type(error).__name__}: {printable(error)})"
             ) from error
         self._values[name].append(float(value))

@@ -109,6 +109,11 @@ def _values(report: Report, path: Path, value: dict[str, Any]) -> None:
             continue
         if is_number(size) and is_number(scale) and scale and size % scale:
             report.error((*place, "gt_size"), f"{size} must be a multiple of scale, {scale}")
+    own = report.get(*path, "scale")
+    if is_number(own) and is_number(scale) and own != scale:
+        report.warn(
+            (*path, "scale"), f"{own} has no effect: that of the top level is taken, {scale}"
+        )
     if isinstance(value.get("type"), str) and value["type"] in DATA_REQUIRED:
         _values_of_basicsr(report, path, value)
     if value.get("prefetch_mode") == "cuda" and value.get("pin_memory") is not True:

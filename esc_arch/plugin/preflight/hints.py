@@ -3,13 +3,13 @@
 import fnmatch
 import inspect
 import re
-from collections.abc import Iterable
 from typing import Any
 
+import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from esc_arch.plugin.preflight.known import words_of
+from esc_arch.plugin.preflight.known import keys_read, parameters_of
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import homes_of, loop_keys, rule_of
 from esc_arch.plugin.preflight.wording import meant_key
@@ -26,8 +26,14 @@ _ELSEWHERE = {
 """What is called otherwise here; only where the file does not have that already."""
 
 
-def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
-    """The end of a finding about an unread key: what was probably meant, or where it belongs."""
+def hint_for(report: Report, path: Path, reader: type | None) -> str:
+    """The end of a finding about an unread key: what was probably meant, or where it belongs.
+
+    Args:
+        report: The options.
+        path: The key.
+        reader: The model or data set that does not read it; None where the model is not known.
+    """
     *section, key = path
     elsewhere = _ELSEWHERE.get(key.lower())
     if "seed" in key.lower().split("_"):
@@ -35,8 +41,7 @@ def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
     if elsewhere:
         place = tuple(word for word in elsewhere.split(" at ")[0].split(": "))
         return "" if report.get(*place) is not None else f"; here it is {elsewhere}"
-    known = frozenset(known)
-    if homes := [home for home in homes_of(path) if _is_read_there(home, key, known)]:
+    if homes := [home for home in homes_of(path) if _is_read_there(report, home, key, reader)]:
         places = [_place(report, home) for home in homes]
         # Never what is there already.
         taken = any(report.get(*place.split(": "), key) is not None for place in places if place)
@@ -44,6 +49,8 @@ def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
         names = " or ".join(f"under {place}" if place else "at the top level" for place in places)
         return "" if taken or at_top else f"; it belongs {names}"
     there = report.section(*section)
+    known = {"pretrain_network_g"} if reader is None else keys_read(reader, tuple(section))
+    known |= loop_keys(tuple(section))
     filled = {k.replace("*", "g", 1) if k.endswith("_*") else k for k in known}
     names = {k for k in filled if re.fullmatch(r"\w+", k) and k not in there}
     rules = {":".join((*section, k)) for k in names}
@@ -52,11 +59,16 @@ def hint_for(report: Report, path: Path, known: Iterable[str]) -> str:
     return meant_key(key, options) or meant_key(key, names, 0.88)
 
 
-def _is_read_there(home: str, key: str, known: frozenset[str]) -> bool:
-    """Whether a key is surely read in a section: by the loop, or by the model that is asked."""
-    if key in loop_keys(tuple(home.split(":")) if home else ()):
+def _is_read_there(report: Report, home: str, key: str, reader: type | None) -> bool:
+    """Whether a key is surely read in a section: by the loop, the model, or what is called."""
+    section = tuple(home.split(":")) if home else ()
+    if home == "train:optim_*":
+        optimizer = getattr(torch.optim, str(report.get("train", "optim_g", "type")), None)
+        described = parameters_of(optimizer) if inspect.isclass(optimizer) else None
+        return described is not None and key in described[0]
+    if key in loop_keys(section) or home == "val:metrics:*":
         return True
-    return key in known and not home.startswith("datasets")
+    return reader is not None and section[:1] != ("datasets",) and key in keys_read(reader, section)
 
 
 def _place(report: Report, home: str) -> str:
@@ -91,20 +103,23 @@ def _describes_loss(value: Any) -> bool:
     return isinstance(value, dict) and ("type" in value or any("weight" in str(k) for k in value))
 
 
-def models_that_read(key: str, model: type) -> str:
+def models_that_read(path: Path, model: type) -> str:
     """The end of a finding about a key that a model does not read: which models of BasicSR's do.
 
     Args:
-        key: The unread key.
+        path: The unread key.
         model: The model that is asked for.
     """
+    *section, key = path
     if key in ("type", "name") or not issubclass(model, BaseModel):
         return ""
     models = {name.removesuffix("_basicsr"): c for name, c in MODEL_REGISTRY._obj_map.items()}
     names = [
         name
         for name, other in models.items()
-        if inspect.isclass(other) and not issubclass(model, other) and key in words_of(other)
+        if inspect.isclass(other)
+        and not issubclass(model, other)
+        and key in keys_read(other, tuple(section))
     ]
     base = next((c for c in inspect.getmro(model) if c in models.values()), None)
     for name in sorted(names):

@@ -7,7 +7,7 @@ from typing import Any
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from esc_arch.plugin.preflight.hints import hint_for, is_grave, models_that_read
-from esc_arch.plugin.preflight.known import OURS, is_known, words_of
+from esc_arch.plugin.preflight.known import OURS, is_known, keys_read, words_of
 from esc_arch.plugin.preflight.reading import walk
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import (
@@ -16,7 +16,6 @@ from esc_arch.plugin.preflight.table import (
     FREE_TEXT,
     IO_BACKENDS,
     MODEL_REQUIRED,
-    homes_of,
     is_number,
     is_plain,
     loop_keys,
@@ -65,36 +64,27 @@ def check_unread(report: Report, model: type | None) -> None:
     check_paths(report, model)
 
 
-def unread_of(
-    report: Report, section: Path, reader: type, known: frozenset[str] | None = None
-) -> None:
+def unread_of(report: Report, section: Path, reader: type) -> None:
     """Find the keys of a section that nothing reads.
 
     Args:
         report: The options.
         section: The section.
         reader: The model or data set that gets it.
-        known: What is read of it; by default what `reader` and BasicSR's loop read.
     """
-    known = loop_keys(section) | words_of(reader) if known is None else known
+    known = loop_keys(section) | keys_read(reader, section)
     for key, value in report.section(*section).items():
         path = (*section, key)
         if path in report.wrong:
             continue
-        # One seed is read; that the word stands in this package's own states is no reading.
-        other_seed = "seed" in key.split("_") and path != ("manual_seed",)
-        # What BasicSR and this package read of another section is not read of this one.
-        elsewhere = other_seed or (section[:1] != _DATA and homes_of(path))
-        if is_known(key, known) and not (elsewhere and not read_by_plugin(key, reader)):
+        if is_known(key, known):
             # Sections with a type are checked against what that takes; others hold more keys.
             is_own = isinstance(value, dict) and "type" not in value and section[:1] != _DATA
             if is_own and path not in _SECTIONS and not _CHECKED_AS_CALLED.fullmatch(key):
-                unread_of(report, path, reader, known)
+                unread_of(report, path, reader)
             continue
         report.unread.add(path)
-        hint = hint_for(report, path, known)
-        if not hint and not elsewhere:
-            hint = models_that_read(key, reader)
+        hint = hint_for(report, path, reader) or models_that_read(path, reader)
         if not is_grave(path, value):
             report.warn(path, f"nothing reads this key, it has no effect{hint}")
         else:
@@ -103,7 +93,7 @@ def unread_of(
 
 def check_paths(report: Report, model: type | None) -> None:
     """Refuse keys under `path` that nothing reads: BasicSR makes a folder of most."""
-    known = loop_keys(("path",)) | (words_of(model) if model else frozenset())
+    known = loop_keys(("path",)) | (keys_read(model, ("path",)) if model else frozenset())
     for key, value in report.section("path").items():
         path = ("path", key)
         about_weights = any(word in key for word in _NO_FOLDERS)
@@ -121,7 +111,7 @@ def check_paths(report: Report, model: type | None) -> None:
         if about_weights and _has_no_effect(report, key, value):
             report.warn(path, "nothing reads this key, it has no effect")
             continue
-        hint = hint_for(report, path, [*known, "pretrain_network_g", "resume_state"])
+        hint = hint_for(report, path, model)
         folder = "" if about_weights else ", and BasicSR makes a folder of it"
         report.error(path, f"nothing reads this key{folder}{hint}")
 

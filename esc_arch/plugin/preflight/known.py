@@ -1,9 +1,11 @@
 """Which keys are read: those that stand as a string in the source of what reads the options.
 
-No interpreter: a model, data set or metric knows a key if any string of its module, of its bases'
-modules, or of modules beside them that they import from, is that key. What BasicSR's loop reads is
-listed in `table`. Nothing is built to see what it reads: models load weights, download and fill
-memory as they are built, and read most of their options only as they train.
+No interpreter: a model, data set or metric of others knows a key if any string of its module, of
+its bases' modules, or of modules beside them that they import from, is that key. BasicSR and this
+package look options up in what is called like their section (`train_opt["optim_g"]`): of these a
+key is known only in the section where they look it up. What BasicSR's loop reads is listed in
+`table`. Nothing is built to see what it reads: models load weights, download and fill memory as
+they are built, and read most of their options only as they train.
 """
 
 import ast
@@ -16,7 +18,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from esc_arch.plugin.preflight.report import Path
+
 OURS = ("basicsr", "esc_arch")
+# Whatever a file says of these, BasicSR sets them.
+_SET_BY_BASICSR = {"dist", "rank", "world_size", "is_train", "phase"}
 _FOREIGN = ("torch", "torchvision", "numpy", "builtins", "abc", "typing")
 
 
@@ -28,16 +34,30 @@ def is_known(key: str, known: frozenset[str]) -> bool:
 
 
 @functools.cache
-def words_of(thing: Any) -> frozenset[str]:
-    """Every key that a class or function may read, as its modules' source has them."""
-    if inspect.isclass(thing):
-        names = {c.__module__ for c in inspect.getmro(thing) if _is_written(c)}
-    else:
-        names = {getattr(thing, "__module__", None) or "builtins"}
+def keys_read(thing: Any, section: Path) -> frozenset[str]:
+    """Every key that a class may read of a section that it gets, as its modules' source has them.
+
+    Args:
+        thing: A model or data set.
+        section: The section, from the root of the options.
+    """
+    # Data sets get their own section as all the options that there are.
+    is_whole = not section or (section[0] == "datasets" and len(section) == 2)
+    place = "" if is_whole else section[-1]
     found: set[str] = set()
-    for name in names:
-        found |= _words_of_module(name)
+    for module in _modules_of(thing):
+        if module.__name__.partition(".")[0] in OURS:
+            read = {key for where, key in _looked_up(module) if where == place}
+            found |= read - _SET_BY_BASICSR
+        else:
+            found |= _strings(module)
     return frozenset(found)
+
+
+@functools.cache
+def words_of(thing: Any) -> frozenset[str]:
+    """Every string in the source of a class or function, its bases and what they import from."""
+    return frozenset().union(*map(_strings, _modules_of(thing)))
 
 
 def _is_written(cls: type) -> bool:
@@ -46,35 +66,72 @@ def _is_written(cls: type) -> bool:
     return "<locals>" in cls.__qualname__ or hasattr(module, cls.__qualname__.split(".")[0])
 
 
-@functools.cache
-def _words_of_module(name: str) -> frozenset[str]:
-    """Strings of a module, and of those in its package that it takes functions or classes from."""
-    found: set[str] = set()
-    open_names, seen = [name], set()
+def _modules_of(thing: Any) -> list[ModuleType]:
+    """The modules of a class or function, of bases, and those that they take things from."""
+    if inspect.isclass(thing):
+        open_names = [c.__module__ for c in inspect.getmro(thing) if _is_written(c)]
+    else:
+        open_names = [getattr(thing, "__module__", None) or "builtins"]
+    modules: dict[str, ModuleType] = {}
     while open_names:
         name = open_names.pop()
         module = sys.modules.get(name)
-        if name in seen or module is None or name.partition(".")[0] in _FOREIGN:
+        if name in modules or module is None or name.partition(".")[0] in _FOREIGN:
             continue
-        seen.add(name)
-        found |= _strings(module)
+        modules[name] = module
         package = name.rpartition(".")[0]
         for value in vars(module).values():
             other = value.__name__ if isinstance(value, ModuleType) else None
             other = other or getattr(value, "__module__", None)
             if package and isinstance(other, str) and other.rpartition(".")[0] == package:
                 open_names.append(other)
-    return frozenset(found)
+    return list(modules.values())
 
 
+@functools.cache
+def _tree(module: ModuleType) -> ast.AST:
+    try:
+        return ast.parse(inspect.getsource(module))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+@functools.cache
+def _looked_up(module: ModuleType) -> set[tuple[str | None, str]]:
+    """Each text that something is looked up by, and in which section: `` for the whole."""
+    lookups = (_lookup(node) for node in ast.walk(_tree(module)))
+    return {(_section(place), key) for place, key in filter(None, lookups)}
+
+
+def _lookup(node: ast.AST) -> tuple[ast.AST, str] | None:
+    """What something is looked up in, and by which text."""
+    match node:
+        case ast.Subscript(value=place, slice=ast.Constant(value=str(key))):
+            return place, key
+        case ast.Call(func=ast.Attribute(value=place, attr="get" | "pop" | "setdefault")):
+            key = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            return (place, key) if isinstance(key, str) else None
+        case ast.Compare(left=ast.Constant(value=str(key)), comparators=[place]):
+            return place, key
+    return None
+
+
+def _section(place: ast.AST) -> str | None:
+    """The section that code means by `opt`, `self.opt`, `train_opt`, `opt["train"]`; or None."""
+    match place:
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="self"), attr=name):
+            return name.removesuffix("opt").removesuffix("_")
+        case ast.BoolOp(values=[first, *_]):
+            return _section(first)
+    above = _lookup(place)
+    return above[1] if above is not None and _section(above[0]) == "" else None
+
+
+@functools.cache
 def _strings(module: ModuleType) -> set[str]:
     """Strings of a module; with `*` for the parts of composed ones that are not told."""
-    try:
-        tree = ast.parse(inspect.getsource(module))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return set()
     found, composed = set(), set()
-    for node in ast.walk(tree):
+    for node in ast.walk(_tree(module)):
         match node:
             case ast.JoinedStr(values=parts):
                 told = (p.value if isinstance(p, ast.Constant) else "*" for p in parts)

@@ -234,6 +234,7 @@ RULES: list[tuple[str, Rule]] = [
     ("train:optim_*:type", text),
     ("train:optim_*:lr", number(0, above=True)),
     ("train:optim_*:weight_decay", number(0)),
+    ("train:optim_*:momentum", number(0)),
     ("train:optim_*:betas", list_of(number(0, 1 - 2**-53), 2, "numbers from 0 to below 1")),
     ("train:scheduler", section),
     ("train:scheduler:type", text),

@@ -67,6 +67,7 @@ class TrainingRun:
         self._within_step = self._stepped = self._validation_owed = False
         self._schedulers: list[tuple[dict[str, Any], list[float]]] = []
         self._warmup: Any = None
+        self._validated: dict[Any, int] = {}
         self._agreed = False
         self._watch: ProcessWatch | None = None
 
@@ -109,6 +110,7 @@ class TrainingRun:
                 build_dataloader=self._data.wrap_build_dataloader(basicsr.train.build_dataloader),
                 build_model=self._build_model,
                 init_tb_loggers=self._keep_tb_logger(basicsr.train.init_tb_loggers),
+                MessageLogger=_until_the_last_iteration(basicsr.train.MessageLogger),
             ),
         ):
             try:
@@ -252,6 +254,7 @@ class TrainingRun:
         for optimizer in model.optimizers:
             optimizer.register_step_post_hook(self._note_step)
 
+        validation = model.validation
         resume_training = model.resume_training
         update_learning_rate = model.update_learning_rate
         optimize_parameters = model.optimize_parameters
@@ -277,9 +280,16 @@ class TrainingRun:
             optimize_parameters(current_iter)
             self._end_step(current_iter)
 
+        def validate(loader: Any, current_iter: int, *args: Any, **kwargs: Any) -> None:
+            # At the end BasicSR validates what it may just have validated.
+            if self._validated.get(loader) != current_iter:
+                validation(loader, current_iter, *args, **kwargs)
+                self._validated[loader] = current_iter
+
         model.resume_training = resume
         model.update_learning_rate = update
         model.optimize_parameters = optimize
+        model.validation = validate
         self._model = model
         return model
 
@@ -368,6 +378,18 @@ class TrainingRun:
         if self._completed_iter == 0:
             return "nothing to save yet"
         return f"iteration {self._completed_iter} could not be saved"
+
+
+def _until_the_last_iteration(message_logger: Callable[..., Any]) -> Callable[..., Any]:
+    """BasicSR's logger, whose time that is left is one iteration short: -1 day at the last one."""
+
+    @functools.wraps(message_logger, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made = message_logger(*args, **kwargs)
+        made.max_iters += 1
+        return made
+
+    return make
 
 
 def train(root_path: str) -> int:

@@ -40,6 +40,18 @@ def test_a_run_goes_on_to_total_iter_where_epochs_leave_samples_over(
     assert set(map(int, measured["tiny_val"]["psnr"])) <= set(range(1, total + 1))
 
 
+@pytest.mark.parametrize("val_freq", [2, 3])
+def test_the_last_iteration_is_validated_once_and_no_time_is_left_at_it(
+    val_freq: int, write_train_options: WriteOptions
+):
+    options = write_train_options({"val:val_freq": val_freq})
+    logs = [train(options), train(write_train_options({"train:total_iter": 7}), "--auto_resume")]
+    assert [log.count("Validation tiny_val") for log in logs] == [2, 1]
+    for log in logs:
+        assert "-1 day" not in log
+        assert re.findall("eta: ([^,]*),", log)[-1] == "0:00:00"
+
+
 def test_a_run_resumed_with_other_batches_and_ratio_goes_on_to_total_iter(
     write_train_options: WriteOptions,
 ):

@@ -34,7 +34,14 @@ def resume_state_loading(module: ModuleType) -> None:
                 return None
             state = load_state(path)
             _refuse_other_files(state, path)
+            keys = {k: v for k, v in opt["path"].items() if k.startswith("param_key_")}
             check_resume(opt, state["iter"])
+            # What the options take from other files is not what the run's own have.
+            for key, asked in keys.items():
+                network = key.replace("param_key_", "network_")
+                opt["path"][key] = asked if network in _not_resumed(opt) else "params"
+            if "network_g" not in _not_resumed(opt):
+                opt.pop("use_ema", None)
             return state
 
         return load_resume_state
@@ -65,15 +72,19 @@ def _refuse_other_files(state: dict, path: str) -> None:
         )
 
 
+def _not_resumed(opt: dict) -> list | str:
+    """Networks that start from other weights than the run's own; BasicSR takes text for one."""
+    return opt["path"].get("ignore_resume_networks") or []
+
+
 def _latest_state(opt: dict) -> str | None:
     """The state of the highest iteration that is whole, and its weights too."""
     from esc_arch.zoo.store import newest_whole_state
 
-    ignored = opt["path"].get("ignore_resume_networks") or []
     networks = [
         key.replace("network_", "net_")
         for key in opt
-        if key.startswith("network_") and key not in ignored
+        if key.startswith("network_") and key not in _not_resumed(opt)
     ]
     folders = (Path(opt["path"][name]) for name in ("training_states", "models"))
     state, skipped = newest_whole_state(*folders, networks)

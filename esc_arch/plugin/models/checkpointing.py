@@ -19,6 +19,12 @@ from esc_arch.plugin.models.resuming import (
     options_in_use,
     shortened,
 )
+from esc_arch.plugin.models.run_options import (
+    changed_options,
+    in_one_line,
+    measured_otherwise,
+    run_options,
+)
 from esc_arch.plugin.models.training_card import training_card
 from esc_arch.plugin.models.validating import Validating
 from esc_arch.plugin.models.warmup import ExactWarmup
@@ -56,6 +62,11 @@ class Checkpointing(Validating, ExactWarmup):
     unsaved: str | None = None
 
     place_in_data: tuple[int, int] | None = None
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        # BasicSR takes options out as it builds what they describe.
+        self._run_options = run_options(opt) if opt["is_train"] else {}
+        super().__init__(opt)
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
@@ -205,6 +216,7 @@ class Checkpointing(Validating, ExactWarmup):
             "scaler": scaler.state_dict() if scaler is not None else {},
             "warmup": self.warmup_state(),
             "seed": self.opt.get("manual_seed"),
+            "options": self._run_options,
         }
         save_state(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
@@ -240,7 +252,29 @@ class Checkpointing(Validating, ExactWarmup):
                 "path: resume_schedule: options takes the schedule of the options; for the rest "
                 "start a new run from the weights (path: pretrain_network_g)."
             )
+        self._tell_changes(resume_state)
         self.resume_best_results(resume_state["iter"])
+
+    def _tell_changes(self, state: Mapping[str, Any]) -> None:
+        """Say what of the options is other than before, and what that means."""
+        changed = changed_options(state.get("options"), self._run_options)
+        if not changed:
+            return
+        logger = get_root_logger()
+        logger.warning(
+            f"Options that have changed, and hold from iteration {state['iter'] + 1} on: "
+            f"{in_one_line(changed)}."
+        )
+        self.set_results_aside(measured_otherwise(changed), state["iter"])
+        before, now = state["options"].get("train:warmup_iter"), self.opt["train"]
+        was_warming = type(before) is int and state["iter"] < before
+        ends = "train:warmup" in changed or now.get("warmup_iter", -1) <= state["iter"] + 1
+        if was_warming and ends and self.opt["path"].get("resume_schedule") != "options":
+            rate = _rates(self.get_current_learning_rate())
+            logger.warning(
+                f"The warm-up ends with a learning rate of {rate}, from which the schedule goes "
+                "on; path: resume_schedule: options takes that of the options."
+            )
 
     def _go_back_to(self, resume_state: Mapping[str, Any]) -> None:
         state = self._fitting(resume_state)

@@ -14,6 +14,8 @@ from esc_arch.zoo.params import check_plain
 SCHEDULE = ("milestones", "gamma", "restarts", "restart_weights", "periods", "eta_min")
 # How a step is computed, which is this machine's business, not the file's.
 COMPUTATION = ("fused", "foreach", "capturable", "differentiable", "maximize")
+# What tells Adam from AdamW.
+COMPUTATION += ("decoupled_weight_decay",)
 # Powers of it are still numbers.
 _LARGEST = 1e15
 # At one iteration.
@@ -29,9 +31,8 @@ def options_in_use(optimizers: list[Any], schedulers: list[Any]) -> dict[str, An
     for number, optimizer in enumerate(optimizers, start=1):
         prefix = f"optimizer {number}: " if len(optimizers) > 1 else ""
         for group in optimizer.param_groups:
-            for name in ("initial_lr", "weight_decay", "betas", "momentum"):
-                if name in group:
-                    value = group[name]
+            for name, value in group.items():
+                if name not in ("params", "lr", *COMPUTATION):
                     value = list(value) if isinstance(value, tuple) else value
                     found[f"{prefix}{name.removeprefix('initial_')}"] = value
     for number, scheduler in enumerate(schedulers, start=1):

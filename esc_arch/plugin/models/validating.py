@@ -153,8 +153,9 @@ class Validating:
             dataset: Name of the validation set.
             current_iter: The iteration.
         """
-        values = self._measured().get(dataset, {})
-        return bool(values) and all(str(current_iter) in each for each in values.values())
+        measured = self._measured().get(dataset, {})
+        values = [each for name, each in measured.items() if name in self.opt["val"]["metrics"]]
+        return bool(values) and all(str(current_iter) in each for each in values)
 
     def best_iteration(self, saved: Mapping[int, Any]) -> int | None:
         """The best of the saved iterations, by the first metric of the first validation set.
@@ -192,6 +193,20 @@ class Validating:
             write_atomically(self._validation_file, json.dumps(results, indent=1).encode())
         except OSError as error:
             get_root_logger().error(f"{VALIDATION_FILE} not written: {error.strerror or error}.")
+
+    def set_results_aside(self, names: set[str], current_iter: int) -> None:
+        """Begin anew with metrics of some names, which measure otherwise from an iteration on."""
+        results = self._measured()
+        known = names & {name for metrics in results.values() for name in metrics}
+        for metrics in results.values():
+            for name in metrics.keys() & known:
+                metrics[f"{name} until iteration {current_iter}"] = metrics.pop(name)
+        if known:
+            get_root_logger().warning(
+                f"{printable(', '.join(sorted(known)))}: measured otherwise from now on, so that "
+                "the best results begin anew."
+            )
+            self._keep_measured(results)
 
     def resume_best_results(self, current_iter: int) -> None:
         """Go back to the best results as they were; later ones are forgotten.

@@ -206,4 +206,48 @@ FORKS = [
         },
         ("no data set 'ImageNetPairedDataset' is registered; if it is another repository's, ",),
     ),
+    Published(
+        "GFPGAN's network of faces under SRGANModel",
+        {
+            **SRGAN,
+            "network_identity": {"type": "ResNetArcFace"},
+            "path:pretrain_network_identity": "arcface.pth",
+        },
+        ("path:pretrain_network_identity: nothing reads this key",),
+        ("network_identity: nothing reads this key, it has no effect",),
+    ),
+    Published(
+        "NAFNet's data, with what the next round would say",
+        {
+            "datasets:train:type": "Dataset_PairedImage",
+            "datasets:train:gt_size": 384,
+            "datasets:train:dataroot_lq": "gt",
+            "datasets:train:geometric_augs": True,
+            "datasets:train:pretrain": "x.pth",
+            "datasets:val:type": "PairedImagedataset",
+            "datasets:val:dataroot_lq": "nowhere",
+        },
+        (
+            "or take PairedImageDataset",
+            "datasets:train:pretrain: nothing reads this key (of PairedImageDataset)",
+            "gt_size: 384 is more than a.png has, 256 x 256 (of PairedImageDataset)",
+            "that is not scale 4 (of PairedImageDataset)",
+            "did you mean PairedImageDataset?",
+            "datasets:val:dataroot_lq: no such folder: nowhere",
+        ),
+    ),
+    Published(
+        "KAIR's data without a type",
+        {
+            "datasets:train:type": ABSENT,
+            "datasets:train:dataset_type": "sr",
+            "datasets:train:gt_size": ABSENT,
+        },
+        ("type: missing; it names the data set's class, or take PairedImageDataset with gt_size",),
+    ),
+    Published(
+        "NAFNet's model without what SRModel needs",
+        {"model_type": "ImageRestorationModel", "train:optim_g": ABSENT, "train:pixel_opt": ABSENT},
+        ("or take SRModel or ESCModel, with train:optim_g, train:pixel_opt besides",),
+    ),
 ]

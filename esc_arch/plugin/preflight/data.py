@@ -18,7 +18,7 @@ from esc_arch.plugin.preflight.pictures import Pictures, Unusable
 from esc_arch.plugin.preflight.registered import registered_type
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import DATA_REQUIRED, IO_BACKENDS, is_number, template
-from esc_arch.plugin.preflight.wording import one_line, show
+from esc_arch.plugin.preflight.wording import meant_type, one_line, show
 from esc_arch.prepare.headers import Header
 
 _PHASES = {True: ("train", "val"), False: ("val", "test")}
@@ -41,22 +41,7 @@ def check_datasets(report: Report) -> None:
             report.error(path, f"the name of a data set must be like {wanted}")
         if not isinstance(value, dict):
             continue
-        if "type" not in value:
-            report.error((*path, "type"), "missing; it names the data set's class")
-        dataset = registered_type(
-            report, DATASET_REGISTRY, (*path, "type"), "data set", _instead(phase, value)
-        )
-        bases = inspect.getmro(dataset) if inspect.isclass(dataset) else ()
-        if bases:
-            unread_of(report, path, dataset)
-        check_io_backend(report, (*path, "io_backend"))
-        _values(report, path, value)
-        kind = next((c.__name__ for c in bases if c.__name__ in _UNDERSTOOD), None)
-        backend_is_wrong = report.is_wrong((*path, "io_backend"))
-        # What the roots are to a backend of others is not known.
-        if backend_is_wrong or report.get(*path, "io_backend", "type") in (None, *IO_BACKENDS):
-            if _roots(report, path, value) and kind and not backend_is_wrong:
-                _files(report, path, value, kind)
+        _check_one(report, path, value)
         name = value.get("name")
         if phase != "train" and isinstance(name, str) and called.setdefault(name, key) != key:
             report.error(
@@ -72,16 +57,53 @@ def check_datasets(report: Report) -> None:
             _offer_fewer(report, sections)
 
 
-def _instead(phase: str, value: dict[str, Any]) -> str:
+def _check_one(report: Report, path: Path, value: dict[str, Any]) -> None:
+    """Check a data set; where there is none of its type, also what another would make of it."""
+    other, lacking = _instead(path[1], value)
+    besides = f" with {', '.join(lacking)} besides" if lacking else ""
+    instead = f", or take {other}{besides}" if other else ""
+    if "type" not in value:
+        report.error((*path, "type"), f"missing; it names the data set's class{instead}")
+    dataset = registered_type(report, DATASET_REGISTRY, (*path, "type"), "data set", instead)
+    _contents(report, path, value, dataset)
+    if dataset is None and other:
+        # What would be wrong then, were it only told in a next round.
+        as_other = {**value, "type": other}
+        options = {**report.options, "datasets": {path[1]: as_other}}
+        next_round = Report(options, report.is_train, wrong=report.wrong - {(*path, "type")})
+        _contents(next_round, path, as_other, DATASET_REGISTRY.get(other))
+        report.errors += [
+            f"{line} (of {other})" for line in next_round.errors if line not in report.errors
+        ]
+        report.measured = report.measured or next_round.measured
+
+
+def _contents(report: Report, path: Path, value: dict[str, Any], dataset: Any) -> None:
+    """Check keys, values and files of a data set, as far as its class is known."""
+    bases = inspect.getmro(dataset) if inspect.isclass(dataset) else ()
+    if bases:
+        unread_of(report, path, dataset)
+    check_io_backend(report, (*path, "io_backend"))
+    _values(report, path, value)
+    kind = next((c.__name__ for c in bases if c.__name__ in _UNDERSTOOD), None)
+    backend_is_wrong = report.is_wrong((*path, "io_backend"))
+    # What the roots are to a backend of others is not known.
+    if backend_is_wrong or report.get(*path, "io_backend", "type") in (None, *IO_BACKENDS):
+        if _roots(report, path, value) and kind and not backend_is_wrong:
+            _files(report, path, value, kind)
+
+
+def _instead(phase: str, value: dict[str, Any]) -> tuple[str, list[str]]:
     """What could be taken for a data set of another repository, and what that needs besides."""
+    name = value.get("type")
+    if isinstance(name, str) and (meant := meant_type(name, DATA_REQUIRED)):
+        return meant.removesuffix("?").rpartition(" ")[2], []
     if "dataroot_gt" not in value or any("kernel" in str(key) for key in value):
-        return ""
+        return "", []
     name = "PairedImageDataset" if "dataroot_lq" in value else "DownsampleImageDataset"
     always, training = DATA_REQUIRED[name]
     needs = [*always, *(training if phase == "train" else ())]
-    lacking = [key for key in needs if key not in value]
-    besides = f" with {', '.join(lacking)} besides" if lacking else ""
-    return f", or take {name}{besides}"
+    return name, [key for key in needs if key not in value]
 
 
 def _offer_fewer(report: Report, sections: dict[str, Any]) -> None:
@@ -158,6 +180,7 @@ def _roots(report: Report, path: Path, value: dict[str, Any]) -> bool:
         if not isinstance(key, str) or not key.startswith("dataroot"):
             continue
         if report.is_wrong(place) or report.is_unread(place):
+            all_there = all_there and not report.is_wrong(place)
             continue
         problem = None
         if isinstance(location, list):

@@ -111,7 +111,9 @@ def check_paths(report: Report, model: type | None) -> None:
         if about_weights and _has_no_effect(report, key, value):
             report.warn(path, "nothing reads this key, it has no effect")
             continue
-        hint = hint_for(report, path, model)
+        # What is of a network of the file is not misspelt.
+        is_right = about_weights and f"network_{key.rpartition('_')[2]}" in report.options
+        hint = "" if is_right else hint_for(report, path, model)
         folder = "" if about_weights else ", and BasicSR makes a folder of it"
         report.error(path, f"nothing reads this key{folder}{hint}")
 
@@ -175,6 +177,16 @@ def check_required(report: Report, model: type | None) -> None:
             required += ["val:val_freq"]
     elif not (report.section("val").get("save_img") or report.section("val", "metrics")):
         report.warn(("val",), "has neither metrics nor save_img: nothing is measured nor saved")
+    required += required_of_model(report, model)
+    for phase, options in report.section("datasets").items():
+        required += _required_of_data(phase, options)
+    for key in required:
+        _require(report, tuple(key.split(":")))
+
+
+def required_of_model(report: Report, model: type | None) -> list[str]:
+    """The options, by path, that a model cannot do without."""
+    required: list[str] = []
     names = [c.__name__ for c in inspect.getmro(model)] if model else []
     for name in names:
         always, training = MODEL_REQUIRED.get(name, ((), ()))
@@ -182,10 +194,7 @@ def check_required(report: Report, model: type | None) -> None:
     degrades = {"RealESRNetModel", "RealESRGANModel"} & set(names)
     if degrades and report.is_train and report.options.get("high_order_degradation", True):
         required += DEGRADATION
-    for phase, options in report.section("datasets").items():
-        required += _required_of_data(phase, options)
-    for key in required:
-        _require(report, tuple(key.split(":")))
+    return list(dict.fromkeys(required))
 
 
 def _required_of_data(phase: str, options: Any) -> list[str]:

@@ -45,7 +45,11 @@ def check_same_end(folder: Path, reference: dict[str, Any]) -> None:
     """The checkpoints of both runs at the end hold the same, to the last bit."""
     ours, theirs = (root / "experiments" / "tiny" for root in (folder, reference["folder"]))
     for name in ("models/net_g_20.pth", "models/net_g_latest.pth", "training_states/20.state"):
-        assert same(load(ours / name), load(theirs / name)), name
+        ends = [load(root / name) for root in (ours, theirs)]
+        for end in ends:
+            # Some tests compare two models, or numbers of processes.
+            end.pop("options", None)
+        assert same(*ends), name
 
 
 def test_killed_and_resumed_it_ends_with_the_same_weights_and_losses(

@@ -275,6 +275,9 @@ class PluginModel(SRModel):
         super().init_training_settings()
         self.teacher = self.opt["train"]["teacher_opt"]["weight"]
         self.helper(self.opt["val"])
+        # What this package means otherwise.
+        self.mine = self.opt["train"].get("grad_clip"), self.opt.get("use_amp")
+        self.tile = self.opt.get("tile")
 
     def helper(self, settings):
         self.ensemble = settings.get("self_ensemble", False)
@@ -309,6 +312,9 @@ def test_plugins_keys_are_found_in_their_source(
             "train:eye_shape_opt": {"type": "L1Loss"},
             "train:local_eye_opt": {"type": "L1Loss"},
             "val:self_ensemble": True,
+            "train:grad_clip": True,
+            "use_amp": "fp16",
+            "tile": [512, 32],
             "datasets:train:type": "PluginDataset",
             "datasets:train:use_mixups": 0.5,
         }

@@ -88,7 +88,7 @@ def check_options(
 def _check(report: Report, model: type | None, folder: str, random_weights: bool) -> None:
     as_run = _durable(model)
     keys.check_unread(report, as_run)
-    keys.check_values(report)
+    keys.check_values(report, as_run)
     check_model(report)
     check_datasets(report)
     built: dict[str, nn.Module] = {}

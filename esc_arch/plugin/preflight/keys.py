@@ -7,7 +7,7 @@ from typing import Any
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from esc_arch.plugin.preflight.hints import hint_for, is_grave, models_that_read
-from esc_arch.plugin.preflight.known import OURS, is_known, keys_read, words_of
+from esc_arch.plugin.preflight.known import is_known, keys_of_ours, keys_of_plugins, keys_read
 from esc_arch.plugin.preflight.reading import walk
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import (
@@ -105,7 +105,7 @@ def check_paths(report: Report, model: type | None) -> None:
             continue
         if report.is_train and key == "experiments_root":
             continue
-        if model is not None and read_by_plugin(key, model):
+        if model is not None and is_known(key, keys_of_plugins(model)):
             continue
         report.unread.add(path)
         if about_weights and _has_no_effect(report, key, value):
@@ -116,13 +116,6 @@ def check_paths(report: Report, model: type | None) -> None:
         hint = "" if is_right else hint_for(report, path, model)
         folder = "" if about_weights else ", and BasicSR makes a folder of it"
         report.error(path, f"nothing reads this key{folder}{hint}")
-
-
-def read_by_plugin(key: str, reader: type) -> bool:
-    """Whether a class, or a base of it, that is neither BasicSR's nor ours may read a key."""
-    ours = (*OURS, "builtins")
-    plugins = (c for c in inspect.getmro(reader) if c.__module__.partition(".")[0] not in ours)
-    return any(is_known(key, words_of(plugin)) for plugin in plugins)
 
 
 def _has_no_effect(report: Report, key: str, value: Any) -> bool:
@@ -136,8 +129,13 @@ def _has_no_effect(report: Report, key: str, value: Any) -> bool:
     return is_network and report.get("path", f"pretrain_network_{network}") is None
 
 
-def check_values(report: Report) -> None:
-    """Check types and ranges of all options that something reads."""
+def check_values(report: Report, model: type | None) -> None:
+    """Check types and ranges of all options that something reads.
+
+    Args:
+        report: The options.
+        model: The model; None where it is not known.
+    """
     skipped = () if report.is_train else ("train", "logger")
     for path, value in walk(report.options):
         if not all(isinstance(key, str) for key in path):
@@ -154,10 +152,24 @@ def check_values(report: Report) -> None:
                 continue
         rule = rule_of(path)
         wanted = rule(value) if rule else None
-        if wanted:
+        if wanted and not _is_a_plugins(report, path, model):
             # "is too long ...: 200 bytes" tells what it is itself.
             tells = wanted.startswith("is ")
             report.error(path, wanted if tells else f"{wanted}, not {show(value)}")
+
+
+def _is_a_plugins(report: Report, path: Path, model: type | None) -> bool:
+    """Whether an option, or a section that it is in, is read by a plugin only, as this means it."""
+    for depth in range(1, len(path) + 1):
+        *section, key = path[:depth]
+        reader = model
+        if section[:1] == ["datasets"] and section[1:]:
+            reader = registered(DATASET_REGISTRY, report.get(*section[:2], "type"))
+        if reader is None or not is_known(key, keys_of_plugins(reader)):
+            continue
+        if key not in loop_keys(tuple(section)) | keys_of_ours(reader, tuple(section)):
+            return True
+    return False
 
 
 def _with_point(text: str) -> str:

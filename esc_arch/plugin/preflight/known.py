@@ -41,17 +41,25 @@ def keys_read(thing: Any, section: Path) -> frozenset[str]:
         thing: A model or data set.
         section: The section, from the root of the options.
     """
+    return keys_of_ours(thing, section) | keys_of_plugins(thing)
+
+
+@functools.cache
+def keys_of_ours(thing: Any, section: Path) -> frozenset[str]:
+    """Those of `keys_read` that BasicSR's or this package's code reads."""
     # Data sets get their own section as all the options that there are.
     is_whole = not section or (section[0] == "datasets" and len(section) == 2)
     place = "" if is_whole else section[-1]
-    found: set[str] = set()
-    for module in _modules_of(thing):
-        if module.__name__.partition(".")[0] in OURS:
-            read = {key for where, key in _looked_up(module) if where == place}
-            found |= read - _SET_BY_BASICSR
-        else:
-            found |= _strings(module)
-    return frozenset(found)
+    ours = (m for m in _modules_of(thing) if m.__name__.partition(".")[0] in OURS)
+    read = {key for module in ours for where, key in _looked_up(module) if where == place}
+    return frozenset(read - _SET_BY_BASICSR)
+
+
+@functools.cache
+def keys_of_plugins(thing: Any) -> frozenset[str]:
+    """Every key that a class may read by code that is neither BasicSR's nor this package's."""
+    theirs = (m for m in _modules_of(thing) if m.__name__.partition(".")[0] not in OURS)
+    return frozenset().union(*map(_strings, theirs))
 
 
 @functools.cache

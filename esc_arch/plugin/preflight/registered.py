@@ -22,8 +22,8 @@ from esc_arch.errors import UserError, nearest_first
 from esc_arch.plugin.models.optimizers import optimizer_names
 from esc_arch.plugin.preflight import vgg
 from esc_arch.plugin.preflight.build import TooLarge, failure, quietly
-from esc_arch.plugin.preflight.keys import read_by_plugin, registered
-from esc_arch.plugin.preflight.known import parameters_of, words_of
+from esc_arch.plugin.preflight.keys import registered
+from esc_arch.plugin.preflight.known import is_known, keys_of_plugins, parameters_of, words_of
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import is_number, truth
 from esc_arch.plugin.preflight.wording import meant_key, meant_type, one_line, show, unshared
@@ -238,7 +238,7 @@ def check_losses(report: Report, model: type | None) -> None:
                 report.error((*path, "type"), "missing; it names the loss")
             continue
         loss = registered_type(report, LOSS_REGISTRY, (*path, "type"), "loss")
-        own = [name for name in value if model and read_by_plugin(str(name), model)]
+        own = [name for name in value if model and is_known(str(name), keys_of_plugins(model))]
         extra = ("type", *taken.get(key, ()), *own)
         if loss is None or not check_keywords(report, path, loss, extra=extra):
             continue

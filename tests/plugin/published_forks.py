@@ -1,6 +1,6 @@
 """More option files of the forms that people publish: what other trainers' files bring along."""
 
-from published_templates import ABSENT, ESC, SRGAN, UNREAD, Published
+from published_templates import ABSENT, ESC, REAL, REAL_GAN, SRGAN, UNREAD, Published
 
 
 def _called(keyword: str) -> dict[str, object]:
@@ -249,5 +249,37 @@ FORKS = [
         "NAFNet's model without what SRModel needs",
         {"model_type": "ImageRestorationModel", "train:optim_g": ABSENT, "train:pixel_opt": ABSENT},
         ("or take SRModel or ESCModel, with train:optim_g, train:pixel_opt besides",),
+    ),
+    Published(
+        "ESC-Real's first stage without gt_usm",
+        {**REAL, "model_type": "RealHATMSEModel", "gt_usm": ABSENT, "queue_size": 2},
+    ),
+    Published(
+        "ESC-Real's second stage without its three",
+        {
+            **REAL_GAN,
+            "model_type": "RealHATGANModel",
+            "queue_size": 2,
+            "l1_gt_usm": ABSENT,
+            "percep_gt_usm": ABSENT,
+            "gan_gt_usm": ABSENT,
+        },
+    ),
+    Published(
+        "Real-ESRGAN without its three",
+        {**REAL_GAN, "l1_gt_usm": ABSENT, "percep_gt_usm": ABSENT, "gan_gt_usm": ABSENT},
+        ("l1_gt_usm: missing", "percep_gt_usm: missing", "gan_gt_usm: missing"),
+    ),
+    Published(
+        "mesa_opt without an average, and a ratio that is none",
+        {
+            "model_type": "ESRModel",
+            "train:ema_decay": 0,
+            "train:mesa_opt": {"type": "L1Loss", "loss_weight": 1.0, "start_ratio": "x"},
+        },
+        (
+            "train:mesa_opt: compares with the EMA network: set ema_decay, too",
+            "train:mesa_opt:start_ratio: must be a number at least 0, not 'x'",
+        ),
     ),
 ]

@@ -112,7 +112,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "scale left out": ({"scale": None}, ("scale: missing\n",)),
     "a model of another repository": (
         {"model_type": "DATModel", "train:scheduler:type": "CosineLR"},
-        ("install that as a plugin, or take SRModel or ESCModel\n", "train:scheduler:type: "),
+        (
+            "install that as a plugin, or take SRModel or ESCModel; here there",
+            "train:scheduler:type: ",
+        ),
     ),
     "backend that imports": (
         {"datasets:train:io_backend": {"type": "memcached", "sys_path": "."}},

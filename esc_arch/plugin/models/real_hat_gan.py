@@ -66,7 +66,9 @@ class RealHATGANModel(
     `GradientPenalty`.
     """
 
+    option_defaults: ClassVar = {"l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
+
     def __init__(self, opt: dict[str, Any]) -> None:
-        for name, value in (("l1_gt_usm", True), ("percep_gt_usm", True), ("gan_gt_usm", False)):
+        for name, value in self.option_defaults.items():
             opt.setdefault(name, value)
         super().__init__(opt)

@@ -1,6 +1,6 @@
 """The first stage of ESC-Real under the name that the authors' option files use."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from basicsr.models.realesrnet_model import RealESRNetModel
 
@@ -13,11 +13,14 @@ class RealHATMSEModel(ESCModel, RealESRNetModel):
     Beyond the options of both: `gt_usm` may be absent (false).
     """
 
+    option_defaults: ClassVar = {"gt_usm": False}
+
     def __init__(self, opt: dict[str, Any]) -> None:
         """Build as ESCModel does, and what makes the pairs.
 
         Args:
             opt: The parsed option file.
         """
-        opt.setdefault("gt_usm", False)
+        for name, value in self.option_defaults.items():
+            opt.setdefault(name, value)
         super().__init__(opt)

@@ -206,7 +206,9 @@ def required_of_model(report: Report, model: type | None) -> list[str]:
     degrades = {"RealESRNetModel", "RealESRGANModel"} & set(names)
     if degrades and report.is_train and report.options.get("high_order_degradation", True):
         required += DEGRADATION
-    return list(dict.fromkeys(required))
+    # Some models fill in what their bases must have.
+    filled_in = getattr(model, "option_defaults", {})
+    return [key for key in dict.fromkeys(required) if key not in filled_in]
 
 
 def _required_of_data(phase: str, options: Any) -> list[str]:
@@ -286,6 +288,8 @@ def check_together(report: Report, model: type | None) -> None:
         losses = [key for key in train if key.endswith("_opt") and train[key]]
         if not any(not report.is_unread(("train", key)) for key in losses):
             report.error(("train", "pixel_opt"), "missing; there is no loss to train with")
+    if train.get("mesa_opt") and "ESCModel" in names and not train.get("ema_decay"):
+        report.error(("train", "mesa_opt"), "compares with the EMA network: set ema_decay, too")
     queue = report.get("queue_size")
     batch, total = (
         report.get("datasets", "train", key) for key in ("batch_size_per_gpu", "batch_size")

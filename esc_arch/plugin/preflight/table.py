@@ -245,6 +245,7 @@ RULES: list[tuple[str, Rule]] = [
     ("train:scheduler:restart_weights", list_of(number(0))),
     ("train:scheduler:eta_min", number(0)),
     ("train:*_opt", or_null(section)),
+    ("train:mesa_opt:start_ratio", number(0)),
     ("train:grad_clip", or_false(_norm)),
     ("train:gradient_clip", or_false(_norm)),
     ("train:use_grad_clip", truth),

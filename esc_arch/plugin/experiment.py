@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esc_arch.errors import UserError, printable
+from esc_arch.plugin.preflight.reading import walk
 
 try:
     import fcntl
@@ -135,15 +136,18 @@ def _archives(root: Path) -> set[Path]:
 
 def _refuse_own_files(opt: dict[str, Any], opt_file: str, root: Path) -> None:
     named = {"-opt": opt_file}
-    for key, value in opt["path"].items():
-        if isinstance(value, str) and ("pretrain" in key or "resume_state" in key):
-            named[f"path: {key}"] = value
+    for path, value in walk(opt):
+        # The others under `path` are BasicSR's own folders.
+        is_asked = path[0] != "path" or "pretrain" in path[-1] or "resume_state" in path[-1]
+        if isinstance(value, str) and value and is_asked:
+            named[": ".join(path)] = value
     for option, value in named.items():
-        path = Path(value).resolve()
-        if path.exists() and root.resolve() in path.parents:
+        path = Path(value).expanduser().resolve()
+        if root.resolve() in (path, *path.parents) and path.exists():
             what = "experiment" if opt["is_train"] else "results"
+            resume = opt["is_train"] and not opt["auto_resume"]
             raise UserError(
                 f"{option}: {value} is in {root}, which this run would rename, since its name is "
-                f"{opt['name']}; copy the file out of the {what}, give the run another name, or go "
-                "on with --auto_resume"
+                f"{opt['name']}; copy it out of the {what}, or give the run another name"
+                f"{', or go on with --auto_resume' if resume else ''}"
             )

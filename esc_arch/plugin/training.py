@@ -202,6 +202,7 @@ class TrainingRun:
             opt, parsed = parse_options(*args, **kwargs)
             if opt.get("val") is not None:
                 opt["val"].setdefault("save_img", False)
+            opt["logger"].setdefault("use_tb_logger", False)
             self._data.opt, self._opt_file = opt, parsed.opt
             return opt, parsed
 

@@ -112,6 +112,13 @@ def test_debug_within_a_name_changes_nothing(write_train_options: WriteOptions):
     assert (Path("experiments/undebugged/training_states") / "2.state").is_file()
 
 
+def test_a_log_without_tensorboard_and_empty_text_for_no_weights_will_do(
+    write_train_options: WriteOptions,
+):
+    options = {"logger:use_tb_logger": None, "path:pretrain_network_g": ""}
+    assert iterations(train(write_train_options(options))) == [1, 2, 3, 4]
+
+
 def test_a_second_run_of_a_name_is_refused_while_the_first_goes_on(
     write_train_options: WriteOptions,
 ):
@@ -133,13 +140,17 @@ def test_a_second_run_of_a_name_is_refused_while_the_first_goes_on(
     assert iterations(log) == [5, 6]
 
 
-@pytest.mark.parametrize("what", ["-opt", "path: pretrain_network_g"])
+@pytest.mark.parametrize("what", ["-opt", "path: pretrain_network_g", "datasets: val: dataroot_gt"])
 def test_the_experiments_own_files_are_not_moved_away_from_under_the_run(
-    what: str, write_train_options: WriteOptions
+    what: str, write_train_options: WriteOptions, paired_data: Any
 ):
     options = write_train_options()
     train(options)
-    if what == "-opt":
+    if "dataroot" in what:
+        own = Path("experiments/tiny/own")
+        shutil.copytree(paired_data.val_gt, own)
+        options = write_train_options({"datasets:val:dataroot_gt": str(own)})
+    elif what == "-opt":
         options = Path(shutil.copy(options, "experiments/tiny/own.yml"))
     else:
         weights = str(Path("experiments/tiny/models/net_g_4.pth").resolve())

@@ -125,7 +125,7 @@ def _check_checkpoints(
         path = ("path", key)
         if report.is_wrong(path) or report.is_unread(path) or not isinstance(value, str):
             continue
-        if key.startswith("pretrain_network_"):
+        if key.startswith("pretrain_network_") and value:
             problem = checkpoint_problem(value, folder)
             if problem:
                 report.error(path, problem)

@@ -69,6 +69,9 @@ def settle(options: dict[str, Any]) -> None:
             section[path[-1]] = int(value)
     if options.get("dist_params") is None:
         options.pop("dist_params", None)
+    for key, value in options["path"].items():
+        if value == "" and key.startswith("pretrain_network_"):
+            options["path"][key] = None
     for data in options.get("datasets", {}).values():
         # BasicSR expands the roots only.
         for key in ("meta_info", "meta_info_file"):

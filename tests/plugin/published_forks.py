@@ -282,4 +282,23 @@ FORKS = [
             "train:mesa_opt:start_ratio: must be a number at least 0, not 'x'",
         ),
     ),
+    Published(
+        "Python's None for null",
+        {
+            "path:pretrain_network_g": "None",
+            "path:resume_state": "None",
+            "datasets:train:prefetch_mode": "None",
+            "val:suffix": "None",
+            "manual_seed": "None",
+            "logger:wandb:project": "None",
+        },
+    ),
+    Published(
+        "Python's None where there must be something",
+        {"train:total_iter": "None", "datasets:train:gt_size": "None"},
+        (
+            "train:total_iter: must be a whole number at least 1, not 'None'",
+            "datasets:train:gt_size: must be a whole number at least 1, not None",
+        ),
+    ),
 ]

@@ -156,6 +156,10 @@ class _YamlReader(wrapt.ObjectProxy):
     def load(self, *args: Any, **kwargs: Any) -> Any:
         loaded = self.__wrapped__.load(*args, **kwargs)
         if isinstance(loaded, dict):
+            # Here too, for it knows options by what reads them.
+            from esc_arch.plugin.preflight.reading import take_none_for_null
+
+            take_none_for_null(loaded)
             self.given = copy.deepcopy(loaded)
             if isinstance(loaded.get("name"), str):
                 loaded["name"] = RunName(loaded["name"])

@@ -26,7 +26,12 @@ from esc_arch.plugin.preflight.files import (
     purpose_problem,
 )
 from esc_arch.plugin.preflight.model_type import check_model
-from esc_arch.plugin.preflight.reading import apply_force_yml, keep_datasets, read_option_file
+from esc_arch.plugin.preflight.reading import (
+    apply_force_yml,
+    keep_datasets,
+    read_option_file,
+    take_none_for_null,
+)
 from esc_arch.plugin.preflight.report import Report
 from esc_arch.plugin.preflight.wording import one_line
 from esc_arch.plugin.scale_option import name_the_scale
@@ -72,6 +77,7 @@ def check_options(
     apply_force_yml(options, force_yml or (), report.errors)
     if datasets is not None:
         keep_datasets(options, datasets, report.errors)
+    take_none_for_null(options)
     name_the_scale(options)
     model = keys.registered(MODEL_REGISTRY, options.get("model_type"))
     model = model if inspect.isclass(model) else None
@@ -125,7 +131,7 @@ def _check_checkpoints(
         path = ("path", key)
         if report.is_wrong(path) or report.is_unread(path) or not isinstance(value, str):
             continue
-        if key.startswith("pretrain_network_") and value:
+        if key.startswith("pretrain_network_"):
             problem = checkpoint_problem(value, folder)
             if problem:
                 report.error(path, problem)

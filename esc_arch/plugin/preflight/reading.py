@@ -57,21 +57,30 @@ OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _ma
 OptionLoader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
+def take_none_for_null(options: dict[str, Any]) -> None:
+    """Take the text None, and weights without a letter, for nothing, where that may be."""
+    for path, value in list(walk(options)):
+        if value == "None" or (value == "" and path[0] == "path"):
+            rule = rule_of(path) if all(isinstance(key, str) for key in path) else None
+            if rule is not None and rule(None) is None:
+                _set(options, path, None)
+
+
+def _set(options: dict[str, Any], path: Path, value: Any) -> None:
+    for key in path[:-1]:
+        options = options[key]
+    options[path[-1]] = value
+
+
 def settle(options: dict[str, Any]) -> None:
     """Fill in what is clear: 2.0 for a batch size is 2, `~` is the home folder, no suffix none."""
+    take_none_for_null(options)
     for path, value in list(walk(options)):
         if isinstance(value, float) and getattr(rule_of(path), "is_whole", False):
-            if not value.is_integer():
-                continue
-            section = options
-            for key in path[:-1]:
-                section = section[key]
-            section[path[-1]] = int(value)
+            if value.is_integer():
+                _set(options, path, int(value))
     if options.get("dist_params") is None:
         options.pop("dist_params", None)
-    for key, value in options["path"].items():
-        if value == "" and key.startswith("pretrain_network_"):
-            options["path"][key] = None
     for data in options.get("datasets", {}).values():
         # BasicSR expands the roots only.
         for key in ("meta_info", "meta_info_file"):

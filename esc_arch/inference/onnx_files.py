@@ -113,7 +113,7 @@ def open_session(
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # Errors; warnings tell of optimisations not made.
+    options.log_severity_level = 4  # Its errors are raised, too; warnings tell of optimisations.
     return onnxruntime.InferenceSession(model, options, providers=providers)
 
 

@@ -13,6 +13,7 @@ from esc_arch.errors import UserError, printable
 from esc_arch.inference.onnx_files import open_session
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.ops.windows import reflect_pad
+from esc_arch.zoo.content import require_regular_file
 
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 # For models of others, which do not tell: no smaller picture is needed by any network we know.
@@ -38,7 +39,8 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, path: str | os.PathLike, device: torch.device) -> None:
         super().__init__()
-        shown = printable(path)
+        self._shown = shown = printable(path)
+        require_regular_file(Path(path))
         self._session = _open(path, device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         dtype = _DTYPES.get(inputs[0].type)
@@ -72,14 +74,36 @@ class OnnxNetwork(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         missing = max(self.shape[0] - len(x), 0)
         given = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous().numpy()
-        (found,) = self._session.run([self._names[1]], {self._names[0]: given})
+        found = self._computed(given)
+        scale, (batch, channels, height, width) = self.upscaling_factor, given.shape
+        expected = (batch, channels, height * scale, width * scale)
+        if found.shape != expected:
+            raise UserError(
+                f"{self._shown}: makes {found.shape} of {given.shape}; by what it says of itself "
+                f"that should be {expected}"
+            )
         return torch.from_numpy(found[: len(x)])
+
+    def _computed(self, given: np.ndarray) -> np.ndarray:
+        try:
+            (found,) = self._session.run([self._names[1]], {self._names[0]: given})
+        except Exception as error:  # A class for each of its statuses.
+            reason = _reason(error)
+            if "allocate" in str(error):
+                raise MemoryError(reason) from error
+            raise UserError(f"{self._shown}: ONNX Runtime cannot run it: {reason}") from None
+        if not isinstance(found, np.ndarray) or found.dtype not in (np.float32, np.float16):
+            raise UserError(f"{self._shown}: makes no floats")
+        return found
 
     def _measured_scale(self, shown: str) -> int:
         batch, _, rows, columns = (side or _PROBE for side in self.shape)
         probe = np.zeros((batch if self.shape[0] else 1, 3, rows, columns), np.float32)
-        name, dtype = self._names[0], str(self.placeholder.dtype).removeprefix("torch.")
-        (found,) = self._session.run(None, {name: probe.astype(dtype)})
+        dtype = str(self.placeholder.dtype).removeprefix("torch.")
+        try:
+            found = self._computed(probe.astype(dtype))
+        except MemoryError as error:
+            raise UserError(f"{shown}: ONNX Runtime cannot run it: {error}") from None
         scale = found.shape[-1] // columns
         if found.shape[1:] != (3, rows * scale, columns * scale) or scale == 0:
             raise UserError(f"{shown}: makes {found.shape} of {probe.shape}: no larger picture")
@@ -134,8 +158,13 @@ def _open(path: str | os.PathLike, device: torch.device):
     except UserError:
         raise
     except Exception as error:  # ONNX Runtime raises a class for each of its statuses.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{printable(path)}: ONNX Runtime cannot load it: {reason}") from None
+        raise UserError(
+            f"{printable(path)}: ONNX Runtime cannot load it: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _providers(device: torch.device) -> list[str]:

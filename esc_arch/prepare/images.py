@@ -18,6 +18,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF", "WEBP")
 # BasicSR's own level: higher ones save a few per cent of disk at several times the time.
 PNG_LEVEL = 1
+# Pillow refuses more than 179 megapixels anyway; a file with holes may claim terabytes.
+LARGEST_FILE = 1 << 30
 
 
 def list_images(folder: Path, option: str, recursive: bool = False) -> list[Path]:
@@ -113,10 +115,13 @@ def read_regular(path: Path) -> bytes:
 
     Raises:
         OSError: It cannot be read.
-        UserError: It is no regular file.
+        UserError: It is no regular file, or larger than any image of a data set.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: is not a regular file; an image file is needed")
+    if found.st_size > LARGEST_FILE:
+        raise UserError(f"{path}: {found.st_size:,} bytes, more than an image of a data set has")
     return path.read_bytes()
 
 

@@ -1,5 +1,6 @@
 """`basicsr upscale --model x.onnx` does folders as with checkpoints."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,66 @@ def test_a_model_of_one_shape_takes_pictures_of_all_sizes_in_tiles_that_fit(fold
     assert main(["upscale", "in", "-o", "whole", "--model", "net.onnx", "--tile", "0"]) == 1
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1 and "24 x 16" in told[0]
+
+
+def write_model(path: str, nodes, constants: dict[str, np.ndarray], **properties: str) -> None:
+    """Write a model that somebody else might have, without the checks that ours go through."""
+    import onnx
+
+    shape, make = ["b", 3, "h", "w"], onnx.helper.make_tensor_value_info
+    kept = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    sides = [make(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    sides[1].type.tensor_type.shape.dim[2].dim_param = "h2"
+    sides[1].type.tensor_type.shape.dim[3].dim_param = "w2"
+    graph = onnx.helper.make_graph(nodes, "graph", [sides[0]], [sides[1]], kept)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    onnx.helper.set_model_props(model, properties)
+    Path(path).write_bytes(model.SerializeToString())
+
+
+def enlarge(*, by: float = 2.0, **properties: str) -> None:
+    from onnx.helper import make_node
+
+    scales = np.array([1, 1, by, by], np.float32)
+    node = make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")
+    write_model("other.onnx", [node], {"scales": scales}, **properties)
+
+
+def a_sum_of_terabytes() -> None:
+    from onnx.helper import make_node
+
+    nodes = [
+        make_node("ConstantOfShape", ["shape"], ["all"]),
+        make_node("ReduceSum", ["all"], ["sum"], keepdims=0),
+        make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    write_model("other.onnx", nodes, {"shape": np.array([2**21, 2**21])}, scale="1")
+
+
+def a_name_that_moves_the_cursor() -> None:
+    from onnx.helper import make_node
+
+    write_model("other.onnx", [make_node("No\x1b[2J", ["x"], ["y"], name="\x1b]0;x\x07")], {})
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: enlarge(scale="4"), "makes (1, 3, "),
+        (lambda: enlarge(by=1e5, scale="2"), "memory"),
+        (lambda: enlarge(by=1e5), "ONNX Runtime cannot run it"),
+        (a_sum_of_terabytes, "memory"),
+        (a_name_that_moves_the_cursor, "ONNX Runtime cannot load it"),
+        (lambda: os.mkfifo("other.onnx"), "other.onnx: is a pipe or a device"),
+    ],
+    ids=["other scale", "large", "large scale", "large sum", "name", "pipe"],
+)
+def test_a_model_that_is_none_ends_in_one_line(make, expected, folder, capfd):
+    make()
+    capfd.readouterr()
+    assert main(["upscale", "in/0.png", "-o", "out", "--model", "other.onnx"]) in (1, 2)
+    told = capfd.readouterr().err
+    assert expected in told and len(told.splitlines()) == 1
+    assert told.rstrip("\n").isprintable()
+    assert not list(Path("out").rglob("*.png"))

@@ -17,6 +17,7 @@ from runs_in_process import (
     refused,
     train,
 )
+from training_runs import NETWORK
 
 GAN = {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 0.1}
 SSIM = {"type": "SSIMLoss", "loss_weight": 0.1}
@@ -33,6 +34,22 @@ FAILS = "val:metrics:psnr: calculate_psnr fails on a picture of 48 x 40"
 UNREAD = "nothing reads this key"
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "a table of biases of terabytes": (
+        {"model_type": "ESCModel", "network_g": {**NETWORK, "window_size": 10**6}},
+        ("network_g: its weights need 5.96e+04 GiB of memory, of which ",),
+    ),
+    "convolutions of terabytes": (
+        {"model_type": "ESCModel", "network_g": {**NETWORK, "dim": 2 * 10**6}},
+        ("network_g: its weights need ", " GiB of memory, of which "),
+    ),
+    "a kernel of terabytes": (
+        {"model_type": "ESCModel", "network_g": {**NETWORK, "kernel_size": 10**6 + 1}},
+        ("network_g: its weights need ", " GiB of memory, of which "),
+    ),
+    "an epoch of exabytes": (
+        {"datasets:train:dataset_enlarge_ratio": 10**18},
+        ("dataset_enlarge_ratio: 1e+18 times 8 pictures are more than 100000000 an epoch",),
+    ),
     "losses under SRModel": (
         {"train:gan_opt": GAN, "train:edge_opt": {"type": "EdgeLoss"}, "train:ssim_opt": SSIM},
         (f"train:gan_opt: {UNREAD}; ", f"train:edge_opt: {UNREAD}", f"train:ssim_opt: {UNREAD}"),

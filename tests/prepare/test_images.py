@@ -173,3 +173,11 @@ def test_a_pipe_called_like_an_image_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "photo.png")
     with pytest.raises(UserError, match="is not a regular file"):
         read_image(tmp_path / "photo.png")
+
+
+def test_a_file_of_terabytes_is_not_read_into_memory(tmp_path):
+    with open(tmp_path / "photo.bmp", "wb") as file:
+        file.write(b"BM")
+        file.truncate(2**41)  # A hole: it takes no room on the disk.
+    with pytest.raises(UserError, match="2,199,023,255,552 bytes, more than an image"):
+        read_image(tmp_path / "photo.bmp")

@@ -17,6 +17,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from esc_arch.plugin.preflight import keys, registered
+from esc_arch.plugin.preflight.build import check_room
 from esc_arch.plugin.preflight.data import check_datasets, check_networks_fit
 from esc_arch.plugin.preflight.files import (
     check_weights,
@@ -102,6 +103,7 @@ def _check(report: Report, model: type | None, folder: str, random_weights: bool
         if key.startswith("network_") and not report.is_unread((key,)):
             registered.check_network(report, key, built)
     registered.check_operators(report, built)
+    check_room(report, built)
     check_networks_fit(report, built)
     if report.is_train:
         registered.check_losses(report, model)

@@ -6,13 +6,15 @@ import itertools
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from esc_arch.inference.fit import free_memory
+from esc_arch.plugin.preflight.report import Report
 from esc_arch.plugin.preflight.wording import unshared
 
 MAX_CALLS = 5_000_000
@@ -65,3 +67,20 @@ def quietly() -> Iterator[None]:
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
+
+
+def check_room(report: Report, built: Mapping[str, nn.Module]) -> None:
+    """Refuse networks whose weights do not fit into memory, beside their gradients in training."""
+    free = free_memory(torch.device("cpu"))
+    if free is None:
+        return
+    for key, network in built.items():
+        held = [*network.parameters(), *network.buffers()]
+        needed = sum(each.numel() * each.element_size() for each in held)
+        needed *= 2 if report.is_train else 1
+        if needed > free:
+            report.error(
+                (key,),
+                f"its weights need {needed / 2**30:.3g} GiB of memory, of which "
+                f"{free / 2**30:.3g} are free",
+            )

@@ -22,6 +22,8 @@ from esc_arch.plugin.preflight.wording import meant_type, one_line, show
 from esc_arch.prepare.headers import Header
 
 _PHASES = {True: ("train", "val"), False: ("val", "test")}
+# An epoch has an index for each, in one list.
+MOST_SAMPLES = 10**8
 _PAIRED = {"PairedImageDataset", "RealESRGANPairedDataset"}
 # Of these it is known what their lists and folders hold.
 _UNDERSTOOD = {*_PAIRED, "SingleImageDataset", "DownsampleImageDataset", "RealESRGANDataset"}
@@ -363,6 +365,12 @@ def _count(report: Report, path: Path, count: int) -> None:
         for name, factor in (("num_gpu", gpus), ("accumulate_steps", steps)):
             if is_number(factor) and factor > 1 and not (name == "num_gpu" and processes > 1):
                 batch, said = batch * factor, f"{said}, times {name} {factor}"
+    if count * ratio > MOST_SAMPLES:
+        place = (*path, "dataset_enlarge_ratio")
+        report.error(
+            place, f"{ratio:g} times {count} pictures are more than {MOST_SAMPLES} an epoch"
+        )
+        return
     samples = math.ceil(count * ratio / processes)
     if samples < batch:
         report.error(

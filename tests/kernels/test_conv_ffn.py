@@ -166,3 +166,18 @@ def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
     torch.library.opcheck(fused_conv_ffn, (x.requires_grad_(), *weights))
     detached = [t.detach() for t in (grad, x, *weights)]
     torch.library.opcheck(fused_conv_ffn_backward, tuple(detached))
+
+
+@pytest.mark.parametrize("value", [1.0, 5.6, 6.0, 100.0, 1e4, 1e10, 1e30])
+def test_gelu_is_exact_to_a_share_of_what_it_is_given(value):
+    one = torch.eye(16)[..., None, None]
+    none = torch.zeros(16)
+    x = torch.tensor([value, -value]).repeat(8).view(1, 16, 1, 1).requires_grad_()
+    weights = one, none, torch.zeros(16, 1, 3, 3), none, one, none
+    out = fused_conv_ffn(x, *weights)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    wide = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.gelu(wide)
+    (wanted,) = torch.autograd.grad(expected.sum(), wide)
+    assert ((out - expected).abs() <= 1.5e-7 * wide.abs()).all()
+    assert ((slope - wanted).abs() <= 3e-7).all()

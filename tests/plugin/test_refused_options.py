@@ -40,11 +40,11 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "convolutions of terabytes": (
         {"model_type": "ESCModel", "network_g": {**NETWORK, "dim": 2 * 10**6}},
-        ("network_g: its weights need ", " GiB of memory, of which "),
+        ("network_g: its weights need 9.24e+05 GiB of memory, of which ",),
     ),
     "a kernel of terabytes": (
         {"model_type": "ESCModel", "network_g": {**NETWORK, "kernel_size": 10**6 + 1}},
-        ("network_g: its weights need ", " GiB of memory, of which "),
+        ("network_g: its weights need 1.19e+05 GiB of memory, of which ",),
     ),
     "an epoch of exabytes": (
         {"datasets:train:dataset_enlarge_ratio": 10**18},

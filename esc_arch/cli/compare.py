@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--names: {len(names)} for {len(args.results)} pictures")
     if args.output.suffix.lower() not in SUFFIXES:
         raise UserError(f"--output {args.output}: must end in {', '.join(SUFFIXES)}")
+    given = [path for path in (*args.results, args.reference, args.lr) if path is not None]
+    if args.output.resolve() in {path.resolve() for path in given}:
+        raise UserError(f"--output {args.output}: is one of the pictures that are compared")
     import_plugins()
     from esc_arch.study.comparison import draw_crops, make_panels, most_different
     from esc_arch.whole_files import write_atomically

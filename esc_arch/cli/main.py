@@ -6,7 +6,8 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from esc_arch.cli import PluginError
 from esc_arch.cli.memory import keep_freed_memory
@@ -43,6 +44,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"basicsr: error: {printable(message)} (see {self.prog} --help)\n")
+
+    def _get_values(self, action: argparse.Action, strings: list[str]) -> Any:
+        # Path("") is the current folder, which nobody means by an empty variable of a shell.
+        if action.type is Path and "" in strings:
+            self.error(f"{'/'.join(action.option_strings) or action.metavar}: is empty")
+        return super()._get_values(action, strings)
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         # argparse suggests nothing for a misspelt subcommand before Python 3.14.

@@ -111,10 +111,11 @@ def upscale_all(
         return tally
     jobs = _to_do(plan.jobs, upscalers[0].scale, settings.page, manifest, overwrite, tally)
     tally.tell_kept()
+    taken = {path.resolve() for job in plan.jobs for path in (job.source, job.target)}
     if compare:
         for job in tally.kept:
-            if not _comparison_of(job).exists():
-                _compare(job, tally)
+            if not _comparison_of(job).exists() or _comparison_of(job).resolve() in taken:
+                _compare(job, tally, taken)
     tally.bar.reset(len(jobs))
     tally.start()
     with tally.bar as bar:
@@ -129,7 +130,7 @@ def upscale_all(
                     manifest.done(job)
                 tally.done_one(f"{printable(job.target)}: {width} x {height}", height * width)
                 if compare:
-                    _compare(job, tally)
+                    _compare(job, tally, taken)
             bar.update()
     return tally
 
@@ -167,14 +168,17 @@ def _to_do(
     return chosen
 
 
-def _compare(job: "Job", tally: Tally) -> None:
-    """Write bicubic and the result side by side, beside the result."""
+def _compare(job: "Job", tally: Tally, taken: "set[Path]") -> None:
+    """Write bicubic and the result side by side, beside the result, unless the name is taken."""
     from esc_arch.inference.encoding import encode
     from esc_arch.inference.picture_files import Picture
     from esc_arch.study.comparison import side_by_side
     from esc_arch.whole_files import write_atomically
 
     file = _comparison_of(job)
+    if file.resolve() in taken:
+        tally.fail(f"{printable(job.source)}: its comparison would replace {printable(file)}")
+        return
     try:
         write_atomically(file, encode(Picture(side_by_side(job.source, job.target))))
     except (UserError, OSError) as error:

@@ -71,6 +71,8 @@ def test_version_names_what_is_installed(run_basicsr: Run) -> None:
             ["checkpoints", "list", "--all"],
             "unrecognized arguments: --all (see basicsr checkpoints --help)",
         ),
+        (["upscale", ""], "INPUT: is empty (see basicsr upscale --help)"),
+        (["upscale", "a.png", "-o", ""], "-o/--output: is empty (see basicsr upscale --help)"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(

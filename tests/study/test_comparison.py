@@ -1,5 +1,6 @@
 """`basicsr compare`: the metrics are the definitions', the square is the one asked for."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -92,6 +93,25 @@ def test_upscale_writes_bicubic_and_result_side_by_side(pictures):
     assert both.shape == (80, 2 * 120 + 8, 3)
     np.testing.assert_array_equal(both[:, :120], imresize(cv2.imread("lr.png"), 2))
     np.testing.assert_array_equal(both[:, 128:], result)
+
+
+def test_a_comparison_replaces_no_result(pictures, capsys):
+    Path("in").mkdir()
+    for name in ("lr.png", "lr_compare.png"):
+        shutil.copy("lr.png", f"in/{name}")
+    for _ in range(2):
+        assert main(["upscale", "in", "--compare"]) == 1
+        told = "in/lr.png: its comparison would replace upscaled/lr_compare.png"
+        assert told in capsys.readouterr().err
+        assert np.array_equal(cv2.imread("upscaled/lr_compare.png"), cv2.imread("upscaled/lr.png"))
+
+
+@pytest.mark.parametrize("option", [[], ["--reference"], ["--lr"]])
+def test_the_figure_replaces_no_picture(option, pictures, capsys):
+    before = Path("hr.png").read_bytes()
+    assert main(["compare", "a.png", *option, "hr.png", "-o", "./hr.png"]) == 2
+    assert "--output hr.png: is one of the pictures" in capsys.readouterr().err
+    assert Path("hr.png").read_bytes() == before
 
 
 def test_a_result_that_was_there_is_compared_too(pictures, capsys):

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import SGD, lr_scheduler
+
+from esc_arch.plugin.models.resuming import fitting_scheduler_state, options_in_use
+
+# isort: split
 from runs_in_process import (
     WriteOptions,
     command,
@@ -14,6 +19,18 @@ from runs_in_process import (
     train,
 )
 
+SCHEDULERS = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 3),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 10),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, 20),
+    "ReduceLROnPlateau": lr_scheduler.ReduceLROnPlateau,
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(o)]),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [2]
+    ),
+}
 CHANGED = "Options that have changed, and hold from iteration 5 on: "
 KEPT = "Resuming keeps what the training state says: "
 LONGER = {"train:total_iter": 6}
@@ -141,3 +158,24 @@ def test_strange_options_of_a_state_are_no_harm(kept: Any, write_train_options: 
     torch.save({**state(4), "options": kept}, path)
     status, said = command("train", "-opt", write_train_options(LONGER), "--auto_resume")
     assert status == 0, said
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_that_plugins_take_from_torch_are_gone_on_with(name: str, tmp_path: Path):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizers = [SGD([weight], lr=0.1, momentum=0.9) for _ in range(2)]
+    made = [SCHEDULERS[name](optimizer) for optimizer in optimizers]
+    for _ in range(4):
+        optimizers[0].step()
+        made[0].step(*([1.0] if name == "ReduceLROnPlateau" else []))
+    torch.save(made[0].state_dict(), tmp_path / "state")
+    saved = torch.load(tmp_path / "state", weights_only=True)
+    made[1].load_state_dict(fitting_scheduler_state(saved, made[1]))
+    assert made[1].state_dict() == made[0].state_dict()
+
+
+def test_options_of_a_plugins_scheduler_are_told_by_their_names():
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 10, eta_min=0.01)
+    used = options_in_use([optimizer], [scheduler], ["T_max", "type"])
+    assert (used["T_max"], used["eta_min"], used["nesterov"]) == (10, 0.01, False)

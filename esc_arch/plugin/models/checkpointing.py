@@ -229,7 +229,8 @@ class Checkpointing(Validating, ExactWarmup):
         Raises:
             UserError: It does not fit the optimizers and schedulers of the options.
         """
-        asked = options_in_use(self.optimizers, self.schedulers)
+        of_schedules = [path.split(":")[-1] for path in self._run_options if ":scheduler:" in path]
+        asked = options_in_use(self.optimizers, self.schedulers, of_schedules)
         try:
             self._go_back_to(resume_state)
         except UserError:
@@ -240,7 +241,7 @@ class Checkpointing(Validating, ExactWarmup):
                 "the training state cannot be gone on from "
                 f"({type(error).__name__}: {printable(error)}); resume from another state"
             ) from error
-        saved = options_in_use(self.optimizers, self.schedulers)
+        saved = options_in_use(self.optimizers, self.schedulers, of_schedules)
         changed = [
             f"{name} {shortened(saved[name])} (the options say {shortened(value)})"
             for name, value in asked.items()

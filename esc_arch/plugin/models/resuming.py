@@ -25,8 +25,16 @@ _LONGEST = 100
 _ANOTHER = "resume from another state"
 
 
-def options_in_use(optimizers: list[Any], schedulers: list[Any]) -> dict[str, Any]:
-    """What optimizers and schedulers are set to, by the option's name."""
+def options_in_use(
+    optimizers: list[Any], schedulers: list[Any], names: Iterable[str]
+) -> dict[str, Any]:
+    """What optimizers and schedulers are set to, by the option's name.
+
+    Args:
+        optimizers: The optimizers.
+        schedulers: The schedulers.
+        names: Options of the schedulers beside BasicSR's.
+    """
     found: dict[str, Any] = {}
     for number, optimizer in enumerate(optimizers, start=1):
         prefix = f"optimizer {number}: " if len(optimizers) > 1 else ""
@@ -37,7 +45,7 @@ def options_in_use(optimizers: list[Any], schedulers: list[Any]) -> dict[str, An
                     found[f"{prefix}{name.removeprefix('initial_')}"] = value
     for number, scheduler in enumerate(schedulers, start=1):
         prefix = f"scheduler {number}: " if len(schedulers) > 1 else ""
-        for name in SCHEDULE:
+        for name in dict.fromkeys((*SCHEDULE, *names)):
             if hasattr(scheduler, name):
                 value = getattr(scheduler, name)
                 # BasicSR counts milestones.
@@ -239,7 +247,7 @@ def fitting_scheduler_state(saved: Any, scheduler: Any) -> dict[str, Any]:
     """
     ours = scheduler.state_dict()
     where = "the training state's scheduler"
-    if not isinstance(saved, Mapping) or "last_epoch" not in saved:
+    if not isinstance(saved, Mapping) or ("last_epoch" in ours and "last_epoch" not in saved):
         raise UserError(f"{where} is damaged; {_ANOTHER}")
     differ = {name for name in SCHEDULE if (name in saved) != (name in ours)}
     if differ:
@@ -261,9 +269,15 @@ def _is_schedule(value: Any, ours: Any) -> bool:
         if not isinstance(value, Counter) or not _are_whole(value, _LARGEST):
             return False
         return _are_whole(value.values(), _MOST_MILESTONES)
-    if isinstance(ours, tuple | list):
-        return isinstance(value, tuple | list) and all(map(_is_number, value))
-    return _is_alike(value, ours)
+    if isinstance(ours, Mapping):
+        # Of schedulers that consist of others.
+        shared = ours.keys() & value.keys() if isinstance(value, Mapping) else ()
+        return bool(shared) and all(_is_schedule(value[key], ours[key]) for key in shared)
+    if isinstance(ours, tuple | list) and isinstance(value, tuple | list):
+        if all(map(_is_number, ours)):
+            return all(map(_is_number, value))
+        return len(value) == len(ours) and all(map(_is_schedule, value, ours))
+    return _is_alike(value, ours) or (type(value) is float and value == ours)
 
 
 def _are_whole(values: Iterable[Any], largest: float) -> bool:

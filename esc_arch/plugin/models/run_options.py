@@ -14,7 +14,7 @@ _LEFT_OUT_OF_TRAIN = {"total_iter", "accumulate_steps"}
 _LEFT_OUT_OF_DATA = {"phase", "scale", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue"}
 _LEFT_OUT_OF_DATA |= {"pin_memory", "persistent_workers", "batch_size_per_gpu"}
 # Of these the training state decides, see `resuming`.
-_OF_THE_STATE = ("train:optim_*:[!t]*", "train:scheduler:*")
+_OF_THE_STATE = ("train:optim_*:*", "train:scheduler:*")
 _MANY = 8
 
 
@@ -76,7 +76,8 @@ def changed_options(saved: Any, now: Mapping[str, Any]) -> dict[str, str]:
         path: f"{_shown(before, path)} -> {_shown(now, path)}"
         for path in {**now, **before}
         if before and before.get(path) != now.get(path)
-        if not any(fnmatch.fnmatchcase(path, pattern) for pattern in _OF_THE_STATE)
+        if path.endswith(":type")
+        or not any(fnmatch.fnmatchcase(path, pattern) for pattern in _OF_THE_STATE)
     }
 
 

@@ -176,6 +176,9 @@ def test_schedulers_that_plugins_take_from_torch_are_gone_on_with(name: str, tmp
 
 def test_options_of_a_plugins_scheduler_are_told_by_their_names():
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    # As optimizers of others keep it.
+    optimizer.param_groups[0]["steps_taken"] = 3
     scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 10, eta_min=0.01)
     used = options_in_use([optimizer], [scheduler], ["T_max", "type"])
     assert (used["T_max"], used["eta_min"], used["nesterov"]) == (10, 0.01, False)
+    assert "steps_taken" not in used

@@ -1,6 +1,7 @@
 """Training states held against the options before they are loaded."""
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -38,9 +39,11 @@ def options_in_use(
     found: dict[str, Any] = {}
     for number, optimizer in enumerate(optimizers, start=1):
         prefix = f"optimizer {number}: " if len(optimizers) > 1 else ""
+        # Some optimizers count their steps beside them.
+        settings = {"initial_lr", *inspect.signature(type(optimizer).__init__).parameters}
         for group in optimizer.param_groups:
             for name, value in group.items():
-                if name not in ("params", "lr", *COMPUTATION):
+                if name in settings and name not in ("params", "lr", *COMPUTATION):
                     value = list(value) if isinstance(value, tuple) else value
                     found[f"{prefix}{name.removeprefix('initial_')}"] = value
     for number, scheduler in enumerate(schedulers, start=1):
@@ -211,8 +214,6 @@ def _rehearse(twin: torch.optim.Optimizer, states: Sequence[Mapping[str, Any]], 
 
 def _taken(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the defaults that are arguments; AdamW, say, sets one of its own."""
-    import inspect
-
     names = inspect.signature(kind.__init__).parameters
     return {key: copy.copy(value) for key, value in options.items() if key in names}
 

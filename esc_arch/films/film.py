@@ -57,6 +57,7 @@ class Facts:
         deep: Whether it has more than 8 bits a value.
         colours: Matrix, range, primaries and transfer, as FFmpeg counts them.
         aspect: Width of a pixel by its height.
+        transparent: Whether it has alpha.
     """
 
     width: int
@@ -67,6 +68,7 @@ class Facts:
     deep: bool
     colours: tuple[int, int, int, int]
     aspect: Fraction | None
+    transparent: bool
 
 
 def upscale_film(
@@ -100,6 +102,8 @@ def upscale_film(
         target.parent.mkdir(parents=True, exist_ok=True)
         segments = Segments(target, made_by)
         notes = []
+        if facts.transparent:
+            notes.append(f"{printable(source)}: its transparency is left out")
         done = segments.done()
         if done:
             notes.append(f"{printable(source)}: gone on from frame {done * FRAMES}")
@@ -152,6 +156,7 @@ def _facts(source: Path) -> Facts:
             max(part.bits for part in first.format.components) > 8,
             colours,
             stream.sample_aspect_ratio,
+            any(part.is_alpha for part in first.format.components),
         )
 
 

@@ -157,6 +157,13 @@ def test_ten_bits_stay_ten(folder, photographs):
     assert min(map(psnr, frames("clip_x2.mp4"), expected("clip.mp4"))) > 38
 
 
+@pytest.mark.parametrize(("form", "told"), [("bgra", True), ("bgr0", False)])
+def test_transparency_is_not_lost_without_a_word(form, told, folder, photographs, capsys):
+    make_clip("clip.mkv", photographs["coffee"], [0, 4], "ffv1", form, sound=False)
+    assert upscale("clip.mkv", "-o", "out.mkv") == 0
+    assert ("clip.mkv: its transparency is left out" in capsys.readouterr().err) == told
+
+
 def test_colours_stay_where_players_would_guess_others(folder, photographs):
     # Of 400 lines players take BT.601; of 800 they would take BT.709.
     pixels = np.zeros((400, 64, 3), np.uint8)

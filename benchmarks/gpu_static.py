@@ -24,7 +24,13 @@ from compile_ahead import Compiled, compile_for, exponentials_in, target_of
 
 from esc_arch.kernels.gpu import attention_backward, pixel_gradients, pixel_kernels
 from esc_arch.kernels.gpu.attention_forward import window_attention_forward
-from esc_arch.kernels.gpu.launches import columns_of_sums, launch_for, tile_constants, tile_for
+from esc_arch.kernels.gpu.launches import (
+    columns_of_sums,
+    columns_of_tile,
+    launch_for,
+    tile_constants,
+    tile_for,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = {
@@ -88,6 +94,7 @@ def compile_attention(
         "WHOLE": whole,
         "ONCE": True,
         "ALIGNED": head_dim % 16 == 0,
+        "ACROSS": columns_of_tile(window_size, launch.block_n),
         "PRECISION": "ieee",
         "SUMS": columns_of_sums(amd),
         "BLOCK_M": launch.block_m,

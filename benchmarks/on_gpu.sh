@@ -6,7 +6,8 @@
 # Writes a log, tables, CSV, JSON and charts to FOLDER (default: benchmarks/results/gpu). Ends within
 # 10 minutes: each step has a limit, 590 s in all; a step that meets its limit is reported and
 # leaves the tables that it had finished.
-# The status is 0 if all went well, 1 if a step failed (a check among them).
+# The status is 0 if all went well, 1 if a step failed. Where the first check finds a kernel wrong,
+# nothing is measured.
 # --cpu-smoke runs the same steps on the CPU with tiny images, to show that they work.
 set -u
 cd "$(dirname "$0")/.."
@@ -33,9 +34,18 @@ step() {
     "${PYTHON:-python}" -W ignore "$@" --out "$out/$name" \
     2>&1 | tee -a "$out/log.txt"
   status=${PIPESTATUS[0]}
+  last=$status
   if [ "$status" -ne 0 ]; then
     echo "== $name: FAILED with status $status" | tee -a "$out/log.txt"
     failed=1
+  fi
+}
+
+# Ends if the step before, a check, found something wrong, which is status 1.
+stop_if_wrong() {
+  if [ "$last" -eq 1 ]; then
+    echo "== something is wrong, and nothing is measured: see $out/log.txt"
+    exit 1
   fi
 }
 
@@ -43,6 +53,7 @@ step() {
 if $smoke; then
   quick="--device cpu --repeats 1 --no-process-memory --threads 1"
   step 200 check $exactness --device cpu --models ESC_light --window-sizes 4 --size 12x8 --dtype float32
+  stop_if_wrong
   step 100 x4_float32 $bench $quick --no-flops --scale 4 --size 16x8 --models ESC_light SwinIR_light
   step 100 attention $attention $quick --window-sizes 8 --size 16x16 --dtype float32 \
     --backends Naive Chunked SDPA plain-torch plain-flash-attn
@@ -59,6 +70,7 @@ gpu="--device cuda --no-process-memory"
 networks="$gpu --no-flops"
 
 step 110 check $exactness --device cuda --window-sizes 32 48 --dtype float32 float16 bfloat16
+stop_if_wrong
 step 65 x4_float32 $bench $networks --scale 4 --models \
   ESC ESC:Flex ESC:SDPA ESC:Chunked ESC:Naive ESC_FlashBias ESC_light ESC_light:Naive ESC_FP \
   ESC_FP:Naive SwinIR_light OmniSR ATD_light PLKSR SRFormer_light RCAN

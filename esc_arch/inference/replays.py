@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esc_arch.errors import UserError
+from esc_arch.ops.autocast import autocast_dtype
 
 # Sizes that are kept: each holds the memory that a call of its size needs.
 KEPT = 4
@@ -55,7 +56,10 @@ def record_cuda_graph(run: Run, x: Tensor) -> Recording:
     # A graph must not read weights that autocast cast before it, which end with the call.
     torch.clear_autocast_cache()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(x.device), torch.cuda.graph(graph):
+    # On a stream of this GPU: torch's own is of the one that recorded first. Other threads, which
+    # may work on other GPUs, do as they like.
+    recorded = torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local")
+    with torch.cuda.device(x.device), recorded:
         result = run(given)
     torch.clear_autocast_cache()
     return Recording(given, result, graph.replay)
@@ -88,8 +92,7 @@ class Replays:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Call or replay; the result is the caller's own."""
-        # torch's kernels differ by layout, too.
-        key = (*x.shape, x.stride(), x.dtype, x.device)
+        key = self._key_of(x)
         recording = self._recordings.get(key)
         if recording is None and key in self._seen and not self._fails:
             recording = self._try_to_record(key, x)
@@ -97,11 +100,31 @@ class Replays:
             self._seen[key] = None
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
-            return self._run(x)
+            return self._run_with_all_memory(x)
         self._recordings.move_to_end(key)
         recording.given.copy_(x)
         recording.replay()
         return recording.result.clone()
+
+    def _run_with_all_memory(self, x: Tensor) -> Tensor:
+        try:
+            return self._run(x)
+        except torch.cuda.OutOfMemoryError:
+            if not self._recordings:
+                raise
+        self._recordings.clear()  # They hold what is missing.
+        return self._run(x)
+
+    def _key_of(self, x: Tensor) -> tuple:
+        """What a recording holds for."""
+        # torch's kernels differ by layout, too, and replays write into what was recorded, which
+        # nothing outside of inference mode may if that was in it.
+        how = autocast_dtype(x.device.type), torch.is_inference_mode_enabled()
+        if isinstance(self._run, nn.Module):
+            # Of weights that were cast and cast back, or replaced, a recording reads the old ones.
+            weight = next(self._run.parameters(), x)
+            how = *how, self._run.training, weight.data_ptr() if weight is not x else None
+        return (*x.shape, x.stride(), x.dtype, x.device, *how)
 
     def _try_to_record(self, key: tuple, x: Tensor) -> Recording | None:
         # Before the new one, so that both need not be in memory.
@@ -110,7 +133,7 @@ class Replays:
         try:
             recording = self._record(self._run, x)
         except torch.cuda.OutOfMemoryError:
-            raise
+            return None  # An ordinary call of this size found enough.
         except Exception as error:  # What a network does decides what fails.
             self._fails = True
             lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -65,6 +65,55 @@ def test_sizes_dtypes_and_layouts_are_recorded_each_and_those_used_long_ago_are_
     assert len(recorder.sizes) == 5
 
 
+def test_modes_and_replaced_weights_are_recorded_anew() -> None:
+    recorder, layer, x = Recorder(), nn.Linear(3, 3).eval(), torch.rand(2, 3)
+    replays = Replays(layer, recorder)
+
+    def call_twice() -> None:
+        replays(x)
+        assert torch.equal(replays(x), layer(x))
+
+    with torch.no_grad():
+        call_twice()
+        with torch.autocast("cpu", torch.bfloat16):
+            call_twice()
+    with torch.inference_mode():
+        call_twice()
+    with torch.no_grad():
+        replays(x)  # Writes into no tensor of inference mode.
+        layer.train()
+        call_twice()
+        layer.eval()
+        weights = {name: 2 * tensor for name, tensor in layer.state_dict().items()}
+        layer.load_state_dict(weights, assign=True)
+        call_twice()
+    assert len(recorder.sizes) == 5
+
+
+def test_recordings_make_way_where_memory_does_not_suffice() -> None:
+    recorder, room = Recorder(), [True]
+
+    def run(x: Tensor) -> Tensor:
+        if not room[0] and replays._recordings:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return 2 * x
+
+    replays = Replays(run, recorder)
+    wide, tall = torch.rand(2, 3), torch.rand(3, 2)
+    for _ in range(2):
+        replays(wide)
+    room[0] = False
+    assert torch.equal(replays(tall), 2 * tall)
+    assert not replays._recordings
+
+    def refuse(run: Callable[[Tensor], Tensor], x: Tensor) -> Recording:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    replays = Replays(double, refuse)
+    for _ in range(3):
+        assert torch.equal(replays(wide), 2 * wide)
+
+
 def test_what_cannot_be_recorded_runs_as_it_is_and_that_is_said_once() -> None:
     def fail(run: Callable[[Tensor], Tensor], x: Tensor) -> Recording:
         raise RuntimeError("it waits for the GPU\nand more")

@@ -10,12 +10,14 @@ import pytest
 import torch
 from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from esc_arch.archs import ESC
 from esc_arch.kernels import choose
 from esc_arch.kernels.gpu import launches, layouts
 from esc_arch.kernels.gpu import window_attention as gpu
 from esc_arch.ops.attention import naive
+from esc_arch.ops.bias import relative_position_bias_backward
 from esc_arch.ops.windows import in_windows, pad_to_multiple
 
 # Batch, heads, channels of a head, height, width, window.
@@ -30,6 +32,7 @@ SHAPES = [
     (1, 1, 16, 2, 30, 17),
     # Tiles that are no whole rows, and fill the window.
     (1, 1, 16, 20, 26, 24),
+    (1, 1, 8, 44, 30, 48),
 ]
 # Errors that are small whatever torch's own are: some units in the last place.
 SMALL = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
@@ -108,6 +111,12 @@ def test_programs_below_the_image_and_those_of_the_interpreters_size_agree_with_
             torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-5)
 
 
+def test_a_batch_of_no_images_gives_none_and_a_table_without_a_gradient() -> None:
+    result = run(by_kernel, (0, 2, 8, 9, 10, 4), torch.float32)
+    assert [x.shape[0] for x in result[:2]] == [0, 0]
+    assert not result[2].any()
+
+
 def test_gradients_are_the_same_to_the_bit_each_time() -> None:
     first, second = (run(by_kernel, (2, 1, 16, 11, 13, 8), torch.float32) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
@@ -161,6 +170,49 @@ def test_images_in_which_32_bits_do_not_count_are_left_to_others() -> None:
     table = torch.empty(4, 63**2)
     assert gpu.can_run(torch.empty(1, 64, 2304, 3456, device="meta"), table, 32)
     assert not gpu.can_run(torch.empty(1, 64, 3072, 4096, device="meta"), table, 32)
+    # Triton would launch nothing: 2^31 programs.
+    many = torch.empty(2**21, 4, 32, 32, device="meta")
+    assert gpu.can_run(many[: 2**20], torch.empty(4, 9, device="meta"), 2)
+    assert not gpu.can_run(many, torch.empty(4, 9, device="meta"), 2)
+    heads = torch.empty(2**16, 9, device="meta")
+    assert not gpu.can_run(torch.empty(1, 2**16, 8, 8, device="meta"), heads, 2)
+
+
+def test_maps_within_larger_ones_are_copied_where_32_bits_do_not_reach() -> None:
+    for step, copied in ((16, False), (256, True)):
+        larger = torch.empty(1, 48, 128 * step, 2**11, device="meta")
+        larger = larger.contiguous(memory_format=torch.channels_last)
+        q, k, v = larger[:, :, ::step].chunk(3, dim=1)
+        maps = gpu._alike(q, k, v)
+        assert (maps[0].stride() != q.stride()) == copied
+        assert maps[0].stride(1) == 1 and maps[0].stride(2) < 2**31 // 128
+
+
+def test_the_gradient_of_a_table_is_summed_as_by_the_loop_over_rows() -> None:
+    for window in (1, 2, 5, 8):
+        grad = torch.randn(3, window**2, window**2, dtype=torch.float64)
+        by_loop = relative_position_bias_backward(grad, window)
+        torch.testing.assert_close(layouts.table_gradient(grad, window), by_loop)
+
+
+def test_kernels_run_on_the_gpu_of_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, ran_on = [0], []
+
+    class Kernel:
+        arg_names = ("x",)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[[Tensor], None]:
+            return lambda x: ran_on.append(current[0])
+
+    def exchange(device: int) -> int:
+        current[0], before = device, current[0]
+        return before
+
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    with FakeTensorMode():
+        launches.launch(Kernel(), (1,), {"ELSE": 1}, torch.empty(1, device="cuda:1"))
+    assert ran_on == [1] and current == [0]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (4, 7)])

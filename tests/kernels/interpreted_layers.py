@@ -19,16 +19,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from esc_arch.archs import ESC
 from esc_arch.archs.conv_attn import ConvAttn
 from esc_arch.archs.layers import ConvFFN
+from esc_arch.errors import UserError
 from esc_arch.kernels import choose
 from esc_arch.kernels.gpu import launches, triton_backend
 from esc_arch.kernels.gpu.triton_conv_attn import (
     conv_attn_formula,
+    conv_attn_runs,
     triton_conv_attn,
     triton_conv_attn_backward,
 )
-from esc_arch.kernels.gpu.triton_conv_ffn import triton_conv_ffn, triton_conv_ffn_backward
+from esc_arch.kernels.gpu.triton_conv_ffn import (
+    conv_ffn_runs,
+    triton_conv_ffn,
+    triton_conv_ffn_backward,
+)
 from esc_arch.kernels.gpu.window_attention import triton_window_attention
-from esc_arch.ops.attention import attend_in_windows, naive
+from esc_arch.ops.attention import attend_in_windows, feature_attention, naive
 from esc_arch.ops.convolutions import conv_ffn_of_weights
 
 # Errors that are small whatever torch's own are: some units in the last place. The interpreter cuts
@@ -212,6 +218,47 @@ def test_a_kernel_that_fails_or_is_wrong_is_said_once_and_its_formula_runs(
         assert not called
         with choose.switched_off():
             assert torch.equal(out, layer(x))
+
+
+def test_attention_that_fails_is_said_once_and_an_error_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: Tensor) -> Tensor:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(
+        triton_backend, "_works", functools.cache(triton_backend._works.__wrapped__)
+    )
+    monkeypatch.setitem(
+        triton_backend._TRIALS, "attention", (fail, *triton_backend._TRIALS["attention"][1:])
+    )
+    q, k, v, table = (x.float() for x in random(*3 * [(1, 16, 5, 6)], (1, 49)))
+    with pytest.warns(UserWarning, match="attention cannot run here .*shared memory.*Auto"):
+        out = feature_attention(q, k, v, table, 4)
+    with warnings.catch_warnings(), kernels_called() as called:
+        warnings.simplefilter("error")
+        assert torch.equal(feature_attention(q, k, v, table, 4), out)
+    assert "triton_window_attention" not in called
+    torch.testing.assert_close(out, attend_in_windows(naive, q, k, v, table, 4))
+    with pytest.raises(UserError, match="'Triton' cannot run here"):
+        feature_attention(q, k, v, table, 4, "Triton")
+
+
+def test_a_recording_in_which_kernels_would_be_tried_is_refused_and_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    tried = functools.cache(triton_backend._works.__wrapped__)
+    with pytest.raises(UserError, match="called once before a CUDA graph"):
+        tried("conv_ffn", torch.device("cuda", 0), False)
+    assert tried.cache_info().currsize == 0
+
+
+def test_more_images_than_a_grid_has_places_for_are_left_to_formulas() -> None:
+    many = torch.empty(2**16, 8, 2, 2, device="meta")
+    weights = [x.to("meta") for x in conv_ffn_inputs(1, 8, 8, 3, 1, 1)[1:]]
+    for images, fits in ((many, False), (many[:-1], True)):
+        assert conv_ffn_runs(images, *weights) == conv_attn_runs(images) == fits
 
 
 TINY = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}

@@ -51,6 +51,7 @@ def queries_pass(
     W: tl.constexpr,
     WHOLE: tl.constexpr,
     ONCE: tl.constexpr,
+    ACROSS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -64,7 +65,7 @@ def queries_pass(
     PIXELS: tl.constexpr = W * W
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
     EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
-    BY_ROWS: tl.constexpr = BLOCK_N % W == 0
+    ROWS: tl.constexpr = BLOCK_N // ACROSS if ACROSS else BLOCK_N
     window = tl.program_id(0)
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -101,38 +102,51 @@ def queries_pass(
     bias_ptr += head * ((2 * W - 1) * PIXELS)
 
     grad_q = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
-    for at in range(0, W if BY_ROWS else PIXELS, BLOCK_N // W if BY_ROWS else BLOCK_N):
-        row, key_rows, key_columns = pixels_of(at, W, BLOCK_N)
-        bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
-        columns = column_places(
-            top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE, ONCE
-        )
-        if WHOLE:
-            address = base + row * row_stride + columns[:, None] + channels[None, :]
-        else:
-            rows = reflected(top + row + key_rows, height, ONCE) * row_stride
-            address = base + (rows + columns)[:, None] + channels[None, :]
-        if EVEN:
-            bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
-        else:
-            inside = row + key_rows < W
-            bias = tl.load(
-                bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
+    for part in range(0, W // ACROSS if ACROSS else 1):
+        for at in range(0, W if ACROSS else PIXELS, ROWS):
+            row, key_rows, key_columns = pixels_of(at, W, BLOCK_N, ACROSS)
+            column = part * ACROSS
+            bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+            columns = column_places(
+                top,
+                left if WHOLE else left + column,
+                key_rows,
+                key_columns,
+                width,
+                row_stride,
+                column_stride,
+                WHOLE,
+                ONCE,
             )
-        if EVEN and D == D_PADDED:
-            k = tl.load(k_ptr + address)
-            v = tl.load(v_ptr + address)
-        else:
-            key_mask = (row + key_rows < W)[:, None] & real[None, :]
-            k = tl.load(k_ptr + address, mask=key_mask, other=0.0)
-            v = tl.load(v_ptr + address, mask=key_mask, other=0.0)
-        scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
-        scores = scores_of(q, q_rest, k, scores, PRECISION)
-        weights = tl.exp2(scores)
-        products = tl.dot(sums, deltas_of, input_precision=PRECISION)
-        products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
-        grad_scores = weights * products
-        grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)
+            if WHOLE:
+                start = base + row * row_stride + column * column_stride
+                address = start + columns[:, None] + channels[None, :]
+            else:
+                rows = reflected(top + row + key_rows, height, ONCE) * row_stride
+                address = base + (rows + columns)[:, None] + channels[None, :]
+            if EVEN:
+                bias = tl.load(bias_ptr + (row * PIXELS + column) + bias_tile)
+            else:
+                inside = row + key_rows < W
+                bias = tl.load(
+                    bias_ptr + (row * PIXELS + column) + bias_tile,
+                    mask=inside[None, :],
+                    other=float("-inf"),
+                )
+            if EVEN and D == D_PADDED:
+                k = tl.load(k_ptr + address)
+                v = tl.load(v_ptr + address)
+            else:
+                key_mask = (row + key_rows < W)[:, None] & real[None, :]
+                k = tl.load(k_ptr + address, mask=key_mask, other=0.0)
+                v = tl.load(v_ptr + address, mask=key_mask, other=0.0)
+            scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
+            scores = scores_of(q, q_rest, k, scores, PRECISION)
+            weights = tl.exp2(scores)
+            products = tl.dot(sums, deltas_of, input_precision=PRECISION)
+            products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
+            grad_scores = weights * products
+            grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)
 
     grad_q = (grad_q * scale).to(grad_q_ptr.dtype.element_ty)
     tl.store(grad_q_ptr + out_base + places[:, None] + channels[None, :], grad_q, mask=mask)
@@ -167,6 +181,7 @@ def keys_pass(
     W: tl.constexpr,
     WHOLE: tl.constexpr,
     ONCE: tl.constexpr,
+    ACROSS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -179,7 +194,7 @@ def keys_pass(
     PIXELS: tl.constexpr = W * W
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
     EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
-    BY_ROWS: tl.constexpr = BLOCK_N % W == 0
+    ROWS: tl.constexpr = BLOCK_N // ACROSS if ACROSS else BLOCK_N
     window = tl.program_id(0)
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -214,45 +229,51 @@ def keys_pass(
     grad_v = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
     # Rows of queries below the image weigh nothing.
     wanted_rows = W if WHOLE else tl.minimum(height - top, W)
-    end = wanted_rows if BY_ROWS else wanted_rows * W
-    for at in range(0, end, BLOCK_N // W if BY_ROWS else BLOCK_N):
-        row, query_rows, query_columns = pixels_of(at, W, BLOCK_N)
-        bias_tile = bias_places(key_rows, key_columns, query_rows, query_columns, W)
-        down, right = top + query_rows, left + query_columns
-        query_places = down * row_stride + right * column_stride
-        address = base + row * row_stride + query_places[:, None] + channels[None, :]
-        query_places = down * out_row_stride + right * out_column_stride
-        out_address = out_base + row * out_row_stride + query_places[:, None] + channels[None, :]
-        sums_places = (query_rows * W + query_columns)[:, None] * 16 + parts[None, :]
-        sums_address = sums_ptr + row * (W * 16) + sums_places
-        if EVEN:
-            bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
-            sums = tl.load(sums_address)
-        else:
-            # Queries outside of the image are in `sums` as ones without weights.
-            inside = row + query_rows < W
-            bias = tl.load(
-                bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
-            )
-            sums = tl.load(sums_address, mask=inside[:, None], other=0.0)
-        if EVEN and WHOLE and D == D_PADDED:
-            q = tl.load(q_ptr + address)
-            grad_out = tl.load(grad_out_ptr + out_address)
-        else:
-            inside = (row + down < height) & (right < width)
-            if not EVEN:
-                inside = inside & (row + query_rows < W)
-            query_mask = inside[:, None] & real[None, :]
-            q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
-            grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)
-        scores = tl.dot(log_sums_of, tl.trans(sums), bias, input_precision=PRECISION)
-        scores = scores_of(scaled_k, k_rest, q, scores, PRECISION)
-        weights = tl.exp2(scores)
-        grad_v = tl.dot(weights.to(q.dtype), grad_out, grad_v, input_precision=PRECISION)
-        products = tl.dot(deltas_of, tl.trans(sums), input_precision=PRECISION)
-        products = tl.dot(v, tl.trans(grad_out), products, input_precision=PRECISION)
-        grad_scores = weights * products
-        grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION)
+    end = wanted_rows if ACROSS else wanted_rows * W
+    for part in range(0, W // ACROSS if ACROSS else 1):
+        for at in range(0, end, ROWS):
+            row, query_rows, query_columns = pixels_of(at, W, BLOCK_N, ACROSS)
+            column = part * ACROSS
+            bias_tile = bias_places(key_rows, key_columns, query_rows, query_columns, W)
+            down, right = top + query_rows, left + query_columns
+            query_places = down * row_stride + right * column_stride
+            start = base + row * row_stride + column * column_stride
+            address = start + query_places[:, None] + channels[None, :]
+            query_places = down * out_row_stride + right * out_column_stride
+            start = out_base + row * out_row_stride + column * out_column_stride
+            out_address = start + query_places[:, None] + channels[None, :]
+            sums_places = (query_rows * W + query_columns)[:, None] * 16 + parts[None, :]
+            sums_address = sums_ptr + (row * W + column) * 16 + sums_places
+            if EVEN:
+                bias = tl.load(bias_ptr + (row * PIXELS + column) + bias_tile)
+                sums = tl.load(sums_address)
+            else:
+                # Queries outside of the image are in `sums` as ones without weights.
+                inside = row + query_rows < W
+                bias = tl.load(
+                    bias_ptr + (row * PIXELS + column) + bias_tile,
+                    mask=inside[None, :],
+                    other=float("-inf"),
+                )
+                sums = tl.load(sums_address, mask=inside[:, None], other=0.0)
+            if EVEN and WHOLE and D == D_PADDED:
+                q = tl.load(q_ptr + address)
+                grad_out = tl.load(grad_out_ptr + out_address)
+            else:
+                inside = (row + down < height) & (column + right < width)
+                if not EVEN:
+                    inside = inside & (row + query_rows < W)
+                query_mask = inside[:, None] & real[None, :]
+                q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
+                grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)
+            scores = tl.dot(log_sums_of, tl.trans(sums), bias, input_precision=PRECISION)
+            scores = scores_of(scaled_k, k_rest, q, scores, PRECISION)
+            weights = tl.exp2(scores)
+            grad_v = tl.dot(weights.to(q.dtype), grad_out, grad_v, input_precision=PRECISION)
+            products = tl.dot(deltas_of, tl.trans(sums), input_precision=PRECISION)
+            products = tl.dot(v, tl.trans(grad_out), products, input_precision=PRECISION)
+            grad_scores = weights * products
+            grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION)
 
     places = (top + keys // W) * padded_row_stride + (left + key_columns) * padded_column_stride
     address = image.to(tl.int64) * padded_image_stride + head * D

@@ -48,18 +48,20 @@ def scores_of(first, rest, second, start, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def pixels_of(at, W: tl.constexpr, COUNT: tl.constexpr):
+def pixels_of(at, W: tl.constexpr, COUNT: tl.constexpr, ACROSS: tl.constexpr):
     """A row of a window, and rows (from that one on) and columns of COUNT of its pixels.
 
-    These are whole rows where COUNT is a multiple of W, and `at` is the first of them; in a loop
-    the compiler then computes once what does not depend on it. Else `at` is the first pixel.
+    These are a tile of ACROSS columns, and `at` its first row, where such tiles fill the window
+    (see `columns_of_tile`); in a loop the compiler then computes once what does not depend on it.
+    Else ACROSS is 0, and `at` the first of COUNT pixels one after the other.
     """
     pixels = tl.arange(0, COUNT)
     row = at
-    if COUNT % W != 0:
+    if ACROSS == 0:
         pixels += at
         row = 0
-    return row, pixels // W, pixels % W
+    across: tl.constexpr = ACROSS if ACROSS else W
+    return row, pixels // across, pixels % across
 
 
 @triton.jit
@@ -114,6 +116,7 @@ def window_attention_forward(
     W: tl.constexpr,
     WHOLE: tl.constexpr,
     ONCE: tl.constexpr,
+    ACROSS: tl.constexpr,
     PRECISION: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -129,7 +132,7 @@ def window_attention_forward(
     PIXELS: tl.constexpr = W * W
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
     EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
-    BY_ROWS: tl.constexpr = BLOCK_N % W == 0
+    ROWS: tl.constexpr = BLOCK_N // ACROSS if ACROSS else BLOCK_N
     IN_MATRIX_UNITS: tl.constexpr = k_ptr.dtype.element_ty != tl.float32
     # Neighbouring programs share the bias, which then comes from a cache.
     window = tl.program_id(0)
@@ -166,45 +169,58 @@ def window_attention_forward(
     ones = tl.full([BLOCK_N, SUMS], 1.0, tl.float32).to(k_ptr.dtype.element_ty)
     sums_by_dot = tl.zeros([BLOCK_M, SUMS], tl.float32)
     result = tl.zeros([BLOCK_M, D_PADDED], tl.float32)
-    for at in range(0, W if BY_ROWS else PIXELS, BLOCK_N // W if BY_ROWS else BLOCK_N):
-        row, key_rows, key_columns = pixels_of(at, W, BLOCK_N)
-        bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
-        columns = column_places(
-            top, left, key_rows, key_columns, width, row_stride, column_stride, WHOLE, ONCE
-        )
-        if WHOLE:
-            address = base + row * row_stride + columns[:, None] + channels[None, :]
-        else:
-            rows = reflected(top + row + key_rows, height, ONCE) * row_stride
-            address = base + (rows + columns)[:, None] + channels[None, :]
-        if EVEN:
-            bias = tl.load(bias_ptr + row * PIXELS + bias_tile)
-        else:
-            inside = row + key_rows < W
-            bias = tl.load(
-                bias_ptr + row * PIXELS + bias_tile, mask=inside[None, :], other=float("-inf")
+    for part in range(0, W // ACROSS if ACROSS else 1):
+        for at in range(0, W if ACROSS else PIXELS, ROWS):
+            row, key_rows, key_columns = pixels_of(at, W, BLOCK_N, ACROSS)
+            column = part * ACROSS
+            bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+            columns = column_places(
+                top,
+                left if WHOLE else left + column,
+                key_rows,
+                key_columns,
+                width,
+                row_stride,
+                column_stride,
+                WHOLE,
+                ONCE,
             )
-        if EVEN and D == D_PADDED:
-            k = tl.load(k_ptr + address)
-            v = tl.load(v_ptr + address)
-        else:
-            mask = (row + key_rows < W)[:, None] & real[None, :]
-            k = tl.load(k_ptr + address, mask=mask, other=0.0)
-            v = tl.load(v_ptr + address, mask=mask, other=0.0)
-        scores = scores_of(q, q_rest, k, bias, PRECISION)
-        new_top = tl.maximum(top_score, tl.max(scores, 1))
-        # Where all scores are -inf so far, there is nothing to scale.
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(top_score - shift)
-        result *= shrink[:, None]
-        if IN_MATRIX_UNITS:
-            sums_by_dot *= shrink[:, None]
-            sums_by_dot = tl.dot(weights.to(k.dtype), ones, sums_by_dot)
-        else:
-            sums = sums * shrink + tl.sum(weights, 1)
-        result = tl.dot(weights.to(v.dtype), v, result, input_precision=PRECISION)
-        top_score = new_top
+            if WHOLE:
+                start = base + row * row_stride + column * column_stride
+                address = start + columns[:, None] + channels[None, :]
+            else:
+                rows = reflected(top + row + key_rows, height, ONCE) * row_stride
+                address = base + (rows + columns)[:, None] + channels[None, :]
+            if EVEN:
+                bias = tl.load(bias_ptr + (row * PIXELS + column) + bias_tile)
+            else:
+                inside = row + key_rows < W
+                bias = tl.load(
+                    bias_ptr + (row * PIXELS + column) + bias_tile,
+                    mask=inside[None, :],
+                    other=float("-inf"),
+                )
+            if EVEN and D == D_PADDED:
+                k = tl.load(k_ptr + address)
+                v = tl.load(v_ptr + address)
+            else:
+                mask = (row + key_rows < W)[:, None] & real[None, :]
+                k = tl.load(k_ptr + address, mask=mask, other=0.0)
+                v = tl.load(v_ptr + address, mask=mask, other=0.0)
+            scores = scores_of(q, q_rest, k, bias, PRECISION)
+            new_top = tl.maximum(top_score, tl.max(scores, 1))
+            # Where all scores are -inf so far, there is nothing to scale.
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+            weights = tl.exp2(scores - shift[:, None])
+            shrink = tl.exp2(top_score - shift)
+            result *= shrink[:, None]
+            if IN_MATRIX_UNITS:
+                sums_by_dot *= shrink[:, None]
+                sums_by_dot = tl.dot(weights.to(k.dtype), ones, sums_by_dot)
+            else:
+                sums = sums * shrink + tl.sum(weights, 1)
+            result = tl.dot(weights.to(v.dtype), v, result, input_precision=PRECISION)
+            top_score = new_top
     if IN_MATRIX_UNITS:
         sums = tl.max(sums_by_dot, 1)
 

@@ -1,5 +1,6 @@
 """How the kernels of this folder are cut into programs."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -8,13 +9,24 @@ from typing import Any, NamedTuple
 
 import torch
 
+from esc_arch.kernels.operator import are_seen_through
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ON_AMD = torch.version.hip is not None
 # What the kernels that go by pixels take: channels C; values of an image, counted in 32 bits.
 LARGEST_CHANNELS = 128
 LARGEST_IMAGE = 2**31 - 1
+# Programs along all sides of a grid but the first. There may be less than 2^31 in all: Triton
+# multiplies the sides in 32 bits, and launches nothing where that overflows.
+LARGEST_SIDE = 2**16 - 1
+# The least rows and columns of a tile of scores.
+SMALLEST_BLOCK = 16
 # With this in the environment Triton interprets kernels, on the CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Which graphs hold what is inside of operators, see `operator`. Graphs hold no interpreted kernels;
+# of gradients, those of one size, as they take ways that depend on it.
+SEEN_THROUGH = "never" if INTERPRETED else "always"
+GRADIENTS_SEEN_THROUGH = "never" if INTERPRETED else "fixed"
 # Sides of tiles that the interpreter takes: it needs as long for a large one as for a small one.
 INTERPRETED_BLOCK = 256
 
@@ -64,7 +76,7 @@ def launch_for(
         rdna: Whether on one whose warps have 32 lanes; default: as this machine's.
     """
     rdna = on_rdna() if rdna is None else rdna
-    pixels = max(16, power_of_two(window_size**2))
+    pixels = max(SMALLEST_BLOCK, power_of_two(window_size**2))
     wide = power_of_two(head_dim) > 32
     if INTERPRETED:
         block_m, block_n, warps, stages = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4, 1
@@ -88,7 +100,16 @@ def launch_for(
         block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
     else:
         block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 64, 4, 1)
-    return Launch(min(block_m, pixels), max(16, min(block_n, pixels)), warps, stages)
+    return Launch(min(block_m, pixels), min(block_n, pixels), warps, stages)
+
+
+def columns_of_tile(window_size: int, block_n: int) -> int:
+    """How many columns of a window are in a tile of some of its pixels, a power of two.
+
+    Tiles of that many fill the window without gaps; 0 where none do.
+    """
+    columns = min(window_size & -window_size, block_n)
+    return columns if window_size % (block_n // columns) == 0 else 0
 
 
 def columns_of_sums(amd: bool = ON_AMD) -> int:
@@ -188,15 +209,40 @@ def tile_constants(
         "BLOCK_M": tile.pixels,
         "BLOCK_N": max(tile.channels, 32),
         "BLOCK_K": tile.channels,
+        "num_warps": tile.warps,
+        "num_stages": 1,
     }
 
 
-def launch_tiles(
-    kernel: Any, grid: tuple[int, ...], tile: Tile, constants: dict[str, Any], *args: Any
+def is_known(condition: bool | torch.SymBool) -> bool:
+    """Tell whether something holds; in graphs for many sizes, whether for all of these."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], constants: dict[str, Any], first: torch.Tensor, *args: Any
 ) -> None:
-    """Launch a kernel that goes by pixels with those of `tile_constants` that it has."""
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    kernel[grid](*args, **constants, num_warps=tile.warps, num_stages=1)
+    """Launch a kernel where its first argument is; Triton would where torch's current GPU is.
+
+    Args:
+        kernel: A function marked by `triton.jit`.
+        grid: Programs.
+        constants: Its constants, of which it may have only some, `num_warps` and `num_stages`.
+        first: Its first argument.
+        *args: The others.
+    """
+    known = *kernel.arg_names, "num_warps", "num_stages"
+    constants = {name: value for name, value in constants.items() if name in known}
+    if are_seen_through():
+        torch.library.wrap_triton(kernel)[grid](first, *args, **constants)
+        return
+    on_gpu = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
+    with on_gpu:
+        kernel[grid](first, *args, **constants)
 
 
 def power_of_two(value: int) -> int:

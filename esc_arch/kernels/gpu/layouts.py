@@ -78,10 +78,9 @@ def sums_of(log_sums: Tensor, out: Tensor, grad_out: Tensor) -> Tensor:
         product of its result with its gradient in three columns from the eighth on. The values of
         three columns add up to one of 24 bits.
     """
-    batch, _, height, width = out.shape
     windows, heads, pixels = log_sums.shape
     w = math.isqrt(pixels)
-    products = (out.float() * grad_out.float()).view(batch, heads, -1, height, width).sum(2)
+    products = (out.float() * grad_out.float()).unflatten(1, (heads, -1)).sum(2)
     inside = _in_windows(torch.ones_like(products), w) > 0
     sums = out.new_zeros((windows, heads, pixels, 16))
     for first, value in (
@@ -111,11 +110,39 @@ def origins_of(q: Tensor, out: Tensor, heads: int, w: int) -> tuple[Tensor, int]
         its first row and its first column; and how many windows the image fills.
     """
     batch, _, height, width = q.shape
-    starts = (torch.arange(batch), torch.arange(0, height, w), torch.arange(0, width, w))
-    images, rows, columns = torch.cartesian_prod(*starts).unbind(1)
+    down, across = -(-height // w), -(-width // w)
+    # Made where it is read: a copy from the CPU waits, which CUDA graphs cannot record.
+    windows = torch.arange(batch * down * across, device=q.device)
+    rows, columns = windows // across % down * w, windows % across * w
+    images = windows // (down * across)
     offsets = [images * x.stride(0) + rows * x.stride(2) + columns * x.stride(3) for x in (q, out)]
-    offsets.append(torch.arange(len(images)) * (heads * w**2 * 16))
+    offsets.append(windows * (heads * w**2 * 16))
     completed = (rows + w > height) | (columns + w > width)
     order = completed.to(torch.uint8).argsort(stable=True)
     origins = torch.stack([*offsets, rows, columns], dim=1)[order]
-    return origins.to(q.device), batch * (height // w) * (width // w)
+    return origins, batch * (height // w) * (width // w)
+
+
+def table_gradient(grad_bias: Tensor, w: int) -> Tensor:
+    """Sum a gradient over the pairs of pixels that share a relative position.
+
+    As `ops.bias.relative_position_bias_backward`, in a few launches in place of 2 w.
+
+    Args:
+        grad_bias: (heads, w * w, w * w), queries by keys.
+        w: Side of a window in pixels.
+
+    Returns:
+        (heads, (2w - 1)^2).
+    """
+    heads = grad_bias.shape[0]
+    by_query = grad_bias.view(heads, w, w, w * w).flip(1, 2).transpose(1, 2)
+    by_row = _sum_of_shifted(by_query, w).view(heads, w, 2 * w - 1, w)
+    return _sum_of_shifted(by_row.transpose(1, 2), 1).view(heads, -1)
+
+
+def _sum_of_shifted(rows: Tensor, step: int) -> Tensor:
+    """The sum of rows (..., w, w * step), each `step` places further to the right."""
+    w, length = rows.shape[-2:]
+    padded = torch.nn.functional.pad(rows, (0, length)).flatten(-2)
+    return padded[..., : w * (2 * length - step)].unflatten(-1, (w, -1)).sum(-2)

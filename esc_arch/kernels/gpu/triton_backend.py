@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esc_arch.errors import UserError
 from esc_arch.kernels import choose, counts
 from esc_arch.kernels.gpu import launches
 from esc_arch.kernels.gpu.launches import DTYPES
@@ -29,11 +30,14 @@ DEVICES = ("cuda", "cpu") if launches.INTERPRETED else ("cuda",)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
-    """Compute `ops.feature_attention` by Triton, or by what runs without it."""
-    if not works("attention", q, k, v, bias_table):
-        return attention.attend_in_windows(attention.flex_or_sdpa, q, k, v, bias_table, window_size)
+    """Compute `ops.feature_attention` by Triton."""
     with without_autocast(q.device.type):
         return triton_window_attention(q, k, v, bias_table, window_size)[0]
+
+
+def attention_runs(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
+    """Tell whether Triton computes attention here; what was registered before it else does."""
+    return can_run(x, bias_table, window_size) and works("attention", x, bias_table)
 
 
 def conv_ffn(x: Tensor, *weights: Tensor) -> Tensor:
@@ -65,6 +69,9 @@ def works(name: str, *args: Tensor) -> bool:
 
 @functools.cache
 def _works(name: str, device: torch.device, gradients: bool) -> bool:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A trial waits for the GPU, which would end the recording, and then seem to fail.
+        raise UserError("a network must be called once before a CUDA graph of it is recorded")
     generator = torch.Generator().manual_seed(0)
     kernel, formula, *shapes = _TRIALS[name]
     inputs = [torch.rand(shape, generator=generator).to(device) for shape in shapes]
@@ -78,7 +85,7 @@ def _works(name: str, device: torch.device, gradients: bool) -> bool:
     except Exception as error:  # Compilers and drivers fail in too many ways to name.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if reason is not None:
-        instead = "Flex runs" if name == "attention" else "torch's own operations run"
+        instead = "'Auto' is Flex" if name == "attention" else "torch's own operations run"
         what = f"the Triton kernel of {name}" + (" with its gradients" if gradients else "")
         warnings.warn(f"{what} cannot run here ({reason}); {instead} instead", stacklevel=2)
     return reason is None
@@ -117,7 +124,7 @@ _TRIALS: dict[str, tuple[Any, ...]] = {
 
 for device in DEVICES:
     for operation, kernel, takes in (
-        ("feature_attention", attend, can_run),
+        ("feature_attention", attend, attention_runs),
         ("conv_ffn", conv_ffn, conv_ffn_runs),
         ("conv_attn", conv_attn, conv_attn_runs),
     ):

@@ -16,8 +16,10 @@ from esc_arch.ops.faults import conv_attn_layers_fault, conv_fault, same_shape_f
 
 def conv_attn_runs(x: Tensor, *_: Any) -> bool:
     """Tell whether the kernels take a ConvAttn."""
-    fits = x[0].numel() <= launches.LARGEST_IMAGE
-    return fits and x.shape[1] <= launches.LARGEST_CHANNELS
+    batch, channels, height, width = x.shape
+    # Images are along the second side of the grid.
+    fits = channels * height * width <= launches.LARGEST_IMAGE and batch <= launches.LARGEST_SIDE
+    return fits and channels <= launches.LARGEST_CHANNELS
 
 
 def conv_attn_formula(
@@ -41,7 +43,7 @@ def _fault(
         fault = fault or conv_fault(convolved, large_kernel, kernels)
     if fault is None and not conv_attn_runs(x):
         fault = f"x has shape {tuple(x.shape)}; there may be {launches.LARGEST_CHANNELS} channels "
-        fault += "and 2^31 values of an image"
+        fault += f"and 2^31 values of an image, and {launches.LARGEST_SIDE} images"
     return fault
 
 
@@ -56,7 +58,7 @@ def _check_backward(grad_out: Tensor, x: Tensor, *others: Tensor) -> None:
     operators.check("esc::triton_conv_attn_backward", tensors, fault, launches.DTYPES)
 
 
-@operator("esc::triton_conv_attn", "cuda", "cpu")
+@operator("esc::triton_conv_attn", "cuda", "cpu", see_through=launches.SEEN_THROUGH)
 def triton_conv_attn(
     x: Tensor, convolved: Tensor, kernels: Tensor, aggr: Tensor, aggr_bias: Tensor
 ) -> Tensor:
@@ -80,7 +82,7 @@ def triton_conv_attn(
     out = torch.empty_like(x, memory_format=torch.channels_last)
     weights = (weight.contiguous() for weight in (kernels, aggr, aggr_bias))
     args = x, convolved, *weights, out, *x.shape[2:]
-    launches.launch_tiles(conv_attn_kernel, tile.grid(x), tile, constants, *args)
+    launches.launch(conv_attn_kernel, tile.grid(x), constants, *args)
     return out
 
 
@@ -98,7 +100,9 @@ def _(x: Tensor, convolved: Tensor, *others: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@operator("esc::triton_conv_attn_backward", "cuda", "cpu")
+@operator(
+    "esc::triton_conv_attn_backward", "cuda", "cpu", see_through=launches.GRADIENTS_SEEN_THROUGH
+)
 def triton_conv_attn_backward(
     grad_out: Tensor,
     x: Tensor,
@@ -120,11 +124,10 @@ def triton_conv_attn_backward(
         for each in (x, convolved, convolved)
     )
     parts = x.new_empty((batch, tiles, pdim, 9), dtype=torch.float32)
-    launches.launch_tiles(
-        conv_attn_gradient_kernel,
-        (tiles, batch),
-        *(tile, constants, x, convolved, kernels.contiguous(), aggr.contiguous(), grad_out),
-        *(grad_x, grad_convolved, mixed, parts, *x.shape[2:]),
+    args = x, convolved, kernels.contiguous(), aggr.contiguous(), grad_out
+    results = grad_x, grad_convolved, mixed, parts
+    launches.launch(
+        conv_attn_gradient_kernel, (tiles, batch), constants, *args, *results, *x.shape[2:]
     )
     grad_kernels = parts.sum(1).view(kernels.shape).to(kernels.dtype)
     rows = pixel_rows(grad_out)

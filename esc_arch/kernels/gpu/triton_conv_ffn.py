@@ -12,21 +12,24 @@ from esc_arch.kernels.operator import operator
 from esc_arch.ops.convolutions import conv_ffn_of_weights
 from esc_arch.ops.faults import conv_ffn_fault, same_shape_fault
 
-LARGEST_SIDE = 7
+LARGEST_KERNEL = 7
 
 
 def conv_ffn_runs(x: Tensor, proj: Tensor, proj_bias: Tensor, dwc: Tensor, *_: Tensor) -> bool:
     """Tell whether the kernels take a ConvFFN."""
-    fits = x.shape[2] * x.shape[3] * max(x.shape[1], proj.shape[0]) <= launches.LARGEST_IMAGE
-    return fits and x.shape[1] <= launches.LARGEST_CHANNELS and dwc.shape[-1] <= LARGEST_SIDE
+    batch, channels, height, width = x.shape
+    # Images are along the second side of the grid.
+    fits = height * width * max(channels, proj.shape[0]) <= launches.LARGEST_IMAGE
+    fits = fits and batch <= launches.LARGEST_SIDE
+    return fits and channels <= launches.LARGEST_CHANNELS and dwc.shape[-1] <= LARGEST_KERNEL
 
 
 def _fault(x: Tensor, *weights: Tensor) -> str | None:
     fault = conv_ffn_fault(x, *weights)
     if fault is None and not conv_ffn_runs(x, *weights):
         fault = f"x has shape {tuple(x.shape)} and dwc {tuple(weights[2].shape)}; there may be "
-        fault += f"{launches.LARGEST_CHANNELS} channels, kernels of {LARGEST_SIDE} and 2^31 hidden "
-        fault += "values"
+        fault += f"{launches.LARGEST_CHANNELS} channels, kernels of {LARGEST_KERNEL}, 2^31 hidden "
+        fault += f"values of an image and {launches.LARGEST_SIDE} images"
     return fault
 
 
@@ -41,7 +44,7 @@ def _check_backward(grad_out: Tensor, x: Tensor, *weights: Tensor) -> None:
     operators.check("esc::triton_conv_ffn_backward", tensors, fault, launches.DTYPES)
 
 
-@operator("esc::triton_conv_ffn", "cuda", "cpu")
+@operator("esc::triton_conv_ffn", "cuda", "cpu", see_through=launches.SEEN_THROUGH)
 def triton_conv_ffn(
     x: Tensor,
     proj: Tensor,
@@ -73,7 +76,7 @@ def triton_conv_ffn(
     tile, constants = _launch_of(x, *weights)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     args = _hidden(x, *weights[:2]), *weights[2:], out, *x.shape[2:]
-    launches.launch_tiles(conv_ffn_kernel, tile.grid(x), tile, constants, *args)
+    launches.launch(conv_ffn_kernel, tile.grid(x), constants, *args)
     return out
 
 
@@ -96,7 +99,7 @@ def _hidden(x: Tensor, proj: Tensor, proj_bias: Tensor) -> Tensor:
     constants = launches.tile_constants(tile, x.dtype, channels, hidden, channels, 1)
     h = x.new_empty(batch, height, width, hidden)
     grid = (-(-pixels // tile.pixels),)
-    launches.launch_tiles(project_kernel, grid, tile, constants, x, proj, proj_bias, h, pixels)
+    launches.launch(project_kernel, grid, constants, x, proj, proj_bias, h, pixels)
     return h
 
 
@@ -106,7 +109,9 @@ def _(x: Tensor, *weights: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@operator("esc::triton_conv_ffn_backward", "cuda", "cpu")
+@operator(
+    "esc::triton_conv_ffn_backward", "cuda", "cpu", see_through=launches.GRADIENTS_SEEN_THROUGH
+)
 def triton_conv_ffn_backward(
     grad_out: Tensor,
     x: Tensor,
@@ -133,12 +138,8 @@ def triton_conv_ffn_backward(
     mixed, grad_conv = torch.empty_like(h), torch.empty_like(h)
     taps = dwc[0].numel()
     parts = x.new_empty((batch, tiles, hidden, taps + 1), dtype=torch.float32)
-    launches.launch_tiles(
-        pixel_gradients.conv_gradient_kernel,
-        programs,
-        *(tile, constants),
-        *(h, dwc, dwc_bias, aggr, grad_out, mixed, grad_conv, parts, *sizes),
-    )
+    args = h, dwc, dwc_bias, aggr, grad_out, mixed, grad_conv, parts, *sizes
+    launches.launch(pixel_gradients.conv_gradient_kernel, programs, constants, *args)
     grad_dwc, grad_dwc_bias = parts[..., :taps].sum((0, 1)), parts[..., taps].sum((0, 1))
     # Gradients of matrices are sums over all pixels, which are products of matrices.
     grad_rows = pixel_rows(grad_out)
@@ -147,12 +148,10 @@ def triton_conv_ffn_backward(
 
     grad_proj = h  # Which is not needed any more.
     parts = x.new_empty((batch, tiles, hidden), dtype=torch.float32)
-    launches.launch_tiles(
-        pixel_gradients.proj_gradient_kernel,
-        programs,
-        *(tile, constants, x, proj, proj_bias, dwc, aggr, grad_out, grad_conv),
-        *(grad_proj, parts, *sizes),
-    )
+    weights = proj, proj_bias, dwc, aggr
+    results = grad_proj, parts
+    args = x, *weights, grad_out, grad_conv, *results, *sizes
+    launches.launch(pixel_gradients.proj_gradient_kernel, programs, constants, *args)
     grad_proj = grad_proj.view(-1, hidden)
     grad_x = grad_proj @ proj.flatten(1)
     grads = (

@@ -13,9 +13,16 @@ from torch import Tensor
 from esc_arch.kernels.cpu.operators import gradients
 from esc_arch.kernels.gpu.launches import (
     DTYPES,
+    GRADIENTS_SEEN_THROUGH,
+    LARGEST_SIDE,
     ON_AMD,
+    SEEN_THROUGH,
+    SMALLEST_BLOCK,
     Launch,
     columns_of_sums,
+    columns_of_tile,
+    is_known,
+    launch,
     launch_for,
     power_of_two,
 )
@@ -25,10 +32,10 @@ from esc_arch.kernels.gpu.layouts import (
     fold_reflection,
     origins_of,
     sums_of,
+    table_gradient,
 )
 from esc_arch.kernels.operator import operator
 from esc_arch.ops.attention import attend_in_windows, naive
-from esc_arch.ops.bias import relative_position_bias_backward
 from esc_arch.ops.faults import attention_fault
 
 LARGEST_WINDOW = 96
@@ -39,11 +46,14 @@ BIAS_VALUES = 2**26
 
 def can_run(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
     """Tell whether the kernels take windows of features (B, C, H, W) of that size."""
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
+    heads = bias_table.shape[0]
     # Within an image of queries, keys and values, kernels count in 32 bits.
     values = 3 * channels * (height + window_size) * (width + window_size)
-    fits = 2 <= window_size <= LARGEST_WINDOW and channels // bias_table.shape[0] <= LARGEST_HEAD
-    return fits and values < 2**31
+    fits = 2 <= window_size <= LARGEST_WINDOW and channels // heads <= LARGEST_HEAD
+    biases = heads * 2 * window_size**3
+    programs = _windows(x, window_size) * (window_size**2 // SMALLEST_BLOCK + 1) * heads
+    return fits and max(values, biases, programs) < 2**31 and heads <= LARGEST_SIDE
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -53,7 +63,7 @@ def _precision(dtype: torch.dtype) -> str:
 
 
 def _arguments(
-    q: Tensor, out: Tensor, heads: int, window_size: int, launch: Launch
+    q: Tensor, out: Tensor, heads: int, window_size: int, cut: Launch
 ) -> tuple[list[int], dict[str, Any]]:
     """What all kernels take: sizes and strides, and constants."""
     height, width = q.shape[-2:]
@@ -66,21 +76,25 @@ def _arguments(
         "D": head_dim,
         "D_PADDED": max(16, power_of_two(head_dim)),
         "W": window_size,
-        "WHOLE": height % window_size == 0 and width % window_size == 0,
+        "WHOLE": all(is_known(side % window_size == 0) for side in (height, width)),
         # What completes a side is then less than the image has.
         "ONCE": all(side > -side % window_size for side in (height, width)),
+        "ACROSS": columns_of_tile(window_size, cut.block_n),
         "PRECISION": _precision(q.dtype),
-        "BLOCK_M": launch.block_m,
-        "BLOCK_N": launch.block_n,
-        "num_warps": launch.warps,
-        "num_stages": launch.stages,
+        "BLOCK_M": cut.block_m,
+        "BLOCK_N": cut.block_n,
+        "num_warps": cut.warps,
+        "num_stages": cut.stages,
     }
     return sizes, constants
 
 
 def _alike(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     """Queries, keys and values with the same strides and their channels last."""
-    if q.stride(1) == 1 and q.stride() == k.stride() == v.stride():
+    # Those of a view of something larger may lead beyond 32 bits.
+    lengths = (size + LARGEST_WINDOW for size in q.shape[2:])
+    places = sum(length * stride for length, stride in zip(lengths, q.stride()[2:], strict=True))
+    if q.stride(1) == 1 and q.stride() == k.stride() == v.stride() and places < 2**31:
         return [q, k, v]
     return [x.contiguous(memory_format=torch.channels_last) for x in (q, k, v)]
 
@@ -97,7 +111,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
         fault = (
             f"windows of {window_size} with heads of {head_dim} channels in {tuple(q.shape)}; they "
             f"must be of 2 to {LARGEST_WINDOW} with at most {LARGEST_HEAD}, and an image of less "
-            "than 2^31 values of q, k and v"
+            "than 2^31 values of q, k and v, biases and programs"
         )
     if fault is None and (q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype):
         fault = f"dtypes of q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; they must be one of "
@@ -108,7 +122,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
         raise ValueError(f"esc::triton_window_attention: {fault}")
 
 
-@operator("esc::triton_window_attention", "cuda", "cpu")
+@operator("esc::triton_window_attention", "cuda", "cpu", see_through=SEEN_THROUGH)
 def triton_window_attention(
     q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -135,21 +149,13 @@ def triton_window_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
     windows, pixels = _windows(q, window_size), window_size**2
     log_sums = q.new_empty((windows, heads, pixels), dtype=torch.float32)
-    launch = launch_for("forward", q.dtype, head_dim, window_size)
-    sizes, constants = _arguments(q, out, heads, window_size, launch)
+    cut = launch_for("forward", q.dtype, head_dim, window_size)
+    sizes, constants = _arguments(q, out, heads, window_size, cut)
     constants["SUMS"] = columns_of_sums()
-    grid = (windows, -(-pixels // launch.block_m), heads)
-    window_attention_forward[grid](
-        q,
-        k,
-        v,
-        bias_tiles(bias_table, window_size),
-        out,
-        log_sums,
-        head_dim**-0.5 * LOG2_E,
-        *sizes,
-        **constants,
-    )
+    grid = (windows, -(-pixels // cut.block_m), heads)
+    tiles, scale = bias_tiles(bias_table, window_size), head_dim**-0.5 * LOG2_E
+    args = q, k, v, tiles, out, log_sums, scale, *sizes
+    launch(window_attention_forward, grid, constants, *args)
     return out, log_sums
 
 
@@ -161,7 +167,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> 
     return out, q.new_empty(sums, dtype=torch.float32)
 
 
-@operator("esc::triton_window_attention_backward", "cuda", "cpu")
+@operator(
+    "esc::triton_window_attention_backward", "cuda", "cpu", see_through=GRADIENTS_SEEN_THROUGH
+)
 def triton_window_attention_backward(
     q: Tensor,
     k: Tensor,
@@ -185,43 +193,30 @@ def triton_window_attention_backward(
     sums = sums_of(log_sums, out, grad_out)
 
     grad_q = torch.empty_like(grad_out)
-    launch = launch_for("queries", q.dtype, head_dim, w)
-    sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    cut = launch_for("queries", q.dtype, head_dim, w)
+    sizes, constants = _arguments(q, grad_out, heads, w, cut)
     tiles = bias_tiles(bias_table, w)
-    grid = (windows, -(-pixels // launch.block_m), heads)
-    backward_kernels.queries_pass[grid](
-        q,
-        k,
-        v,
-        tiles,
-        sums,
-        grad_out,
-        grad_q,
-        scale,
-        scale * LOG2_E,
-        *sizes,
-        **constants,
-    )
+    grid = (windows, -(-pixels // cut.block_m), heads)
+    args = q, k, v, tiles, sums, grad_out, grad_q, scale, scale * LOG2_E, *sizes
+    launch(backward_kernels.queries_pass, grid, constants, *args)
 
     whole = (batch, channels, -(-height // w) * w, -(-width // w) * w)
     grad_k, grad_v = (
         torch.empty(whole, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
         for _ in range(2)
     )
-    launch = launch_for("keys", q.dtype, head_dim, w)
-    sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    cut = launch_for("keys", q.dtype, head_dim, w)
+    sizes, constants = _arguments(q, grad_out, heads, w, cut)
     sizes += [grad_k.stride(0), grad_k.stride(2), grad_k.stride(3)]
     turned = bias_tiles(bias_table.flip(1), w)
-    grid = (windows, -(-pixels // launch.block_m), heads)
-    backward_kernels.keys_pass[grid](
-        *(q, k, v, turned, sums, grad_out, grad_k, grad_v, scale, scale * LOG2_E, *sizes),
-        **constants,
-    )
+    grid = (windows, -(-pixels // cut.block_m), heads)
+    args = q, k, v, turned, sums, grad_out, grad_k, grad_v, scale, scale * LOG2_E, *sizes
+    launch(backward_kernels.keys_pass, grid, constants, *args)
     if not constants["WHOLE"]:
         grad_k, grad_v = (fold_reflection(grad, height, width) for grad in (grad_k, grad_v))
 
-    launch = launch_for("bias", q.dtype, head_dim, w)
-    sizes, constants = _arguments(q, grad_out, heads, w, launch)
+    cut = launch_for("bias", q.dtype, head_dim, w)
+    sizes, constants = _arguments(q, grad_out, heads, w, cut)
     constants["ALIGNED"] = all(stride % 16 == 0 for stride in sizes[2:])
     sizes = [*sizes[:2], *sizes[3:5], *sizes[6:]]
     scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
@@ -232,12 +227,10 @@ def triton_window_attention_backward(
     for first in range(0, heads, at_once):
         count = min(at_once, heads - first)
         grad_bias = q.new_empty((count, pixels, pixels), dtype=torch.float32)
-        grid = (-(-pixels // launch.block_m), -(-pixels // launch.block_n), count)
-        backward_kernels.bias_pass[grid](
-            *(scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, *counts, first, *sizes),
-            **constants,
-        )
-        grad_tables.append(relative_position_bias_backward(grad_bias, w))
+        grid = (-(-pixels // cut.block_m), -(-pixels // cut.block_n), count)
+        args = scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, *counts, first, *sizes
+        launch(backward_kernels.bias_pass, grid, constants, *args)
+        grad_tables.append(table_gradient(grad_bias, w))
     grad_table = torch.cat(grad_tables).to(bias_table.dtype)
     return grad_q, grad_k, grad_v, grad_table
 

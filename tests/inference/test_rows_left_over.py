@@ -1,13 +1,21 @@
 """Pictures that go row by row and could not be written whole."""
 
+import io
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_many_pictures import make_model
+
+from esc_arch.errors import UserError
+from esc_arch.inference.encoding import Encoding, save_rows
+from esc_arch.inference.metadata import Metadata
 
 FULL_DISK = """
 import gc, resource, signal, sys, threading
@@ -44,3 +52,23 @@ def test_after_a_picture_that_could_not_be_written_other_threads_go_on(tmp_path,
     result = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "a.png: cannot be written: File too large\nFalse True\n"
+
+
+@pytest.mark.parametrize("fails", ["rows", "file"])
+def test_an_error_in_the_middle_ends_the_encoder_and_is_told_as_it_was(fails):
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            if fails == "file" and self.tell() > 100_000:
+                raise OSError("full")
+            return super().write(data)
+
+    def rows() -> Iterator[np.ndarray]:
+        for number in range(100):
+            if fails == "rows" and number == 50:
+                raise UserError("not finite")
+            yield random.integers(0, 256, (10, 500, 3)).astype(np.uint8)
+
+    random = np.random.default_rng(0)
+    with pytest.raises((OSError, UserError), match="full" if fails == "file" else "not finite"):
+        save_rows(Full(), rows(), (1000, 500, 3), Metadata(), Encoding())
+    assert "encoder" not in {thread.name for thread in threading.enumerate()}

@@ -33,6 +33,14 @@ RIGHT = {
 }
 
 
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, its dimensions the other way round in memory, with gaps between them."""
+    turned = tensor.permute(*reversed(range(tensor.ndim)))
+    wide = torch.full((*turned.shape, 2), float("nan"), dtype=tensor.dtype)
+    wide[..., 0] = turned
+    return wide[..., 0].permute(*reversed(range(tensor.ndim)))
+
+
 def changes(tensor: torch.Tensor) -> st.SearchStrategy[torch.Tensor]:
     """Tensors that differ from one in shape, dtype or device."""
     shape = list(tensor.shape)
@@ -51,7 +59,16 @@ def changes(tensor: torch.Tensor) -> st.SearchStrategy[torch.Tensor]:
                 tensor.double(),
                 tensor.half(),
                 tensor.to(torch.int32),
+                tensor.bool(),
+                tensor.to(torch.complex64),
+                tensor.to(torch.float8_e4m3fn),
                 tensor.bfloat16(),
+                torch.zeros(()),
+                torch.zeros(1).expand(2**40),
+                # What fits, lying in memory otherwise, or with a gradient.
+                torch.zeros(()).expand(tensor.shape),
+                spread(tensor),
+                tensor.clone().requires_grad_(),
             ]
         ),
     )
@@ -115,6 +132,28 @@ def test_what_fits_is_computed_in_real_and_fake_alike(name):
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
         assert outcome(operator, fake) == real
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_how_tensors_lie_in_memory_changes_no_result(name):
+    operator, args = getattr(torch.ops.esc, name), RIGHT[name]
+    places = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor)]
+
+    def results(change, where) -> list[torch.Tensor]:
+        out = operator(*(change(a) if i in where else a for i, a in enumerate(args)))
+        return list(out) if isinstance(out, tuple | list) else [out]
+
+    def repeated(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.flatten()[:1].expand(tensor.numel()).view(tensor.shape).clone()
+
+    def same_once(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.flatten()[0].expand(tensor.shape)
+
+    for where in (*([place] for place in places), places):
+        pairs = [(spread, lambda tensor: tensor), (same_once, repeated)]
+        for change, plain in pairs:
+            for value, expected in zip(results(change, where), results(plain, where), strict=True):
+                torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -121,6 +121,10 @@ ELSEWHERE = {
     "cli/install_basicsr.py",
     # Appends a line to a file in a folder that was made sure to hold no links.
     "prepare/lmdb_writer.py",
+    # Into a pipe of its own.
+    "inference/encoding.py",
+    # Nowhere.
+    "cli/main.py",
     "whole_files.py",
 }
 
@@ -145,6 +149,11 @@ def _writes(node: ast.AST) -> bool:
     if not opened and name not in ("open", "fdopen"):
         return False
     values = [*node.args, *(keyword.value for keyword in node.keywords)]
+    flags = [
+        part.attr for one in values for part in ast.walk(one) if isinstance(part, ast.Attribute)
+    ]
+    if {"O_WRONLY", "O_RDWR", "O_APPEND", "O_CREAT"} & set(flags):
+        return True
     modes = [value.value for value in values if isinstance(value, ast.Constant)]
     return any(
         isinstance(mode, str) and set(mode) <= set("rwxabt+") and set(mode) & set("wxa+")

@@ -9,7 +9,7 @@ from typing import Any
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.work import Job
-from esc_arch.whole_files import write_atomically
+from esc_arch.whole_files import open_resumable, write_atomically
 
 NAME = ".basicsr-upscaled"
 
@@ -110,7 +110,8 @@ class Manifest:
                     write_atomically(self._file, b"")
             text = "".join(f"{json.dumps(line)}\n" for line in lines)
             # The first of a run also ends what a kill may have cut off.
-            _append(self._file, (text if self._begun else f"\n{text}").encode())
+            with open_resumable(self._file) as file:
+                file.write((text if self._begun else f"\n{text}").encode())
         except OSError as error:
             raise UserError(
                 f"{printable(self._file)}: cannot be written: {error.strerror or error}"
@@ -120,14 +121,6 @@ class Manifest:
 
     def _name(self, job: Job) -> str:
         return Path(os.path.relpath(job.target, self._folder)).as_posix()
-
-
-def _append(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        os.write(descriptor, content)
-    finally:
-        os.close(descriptor)
 
 
 def _identity(source: Path) -> list[Any] | None:

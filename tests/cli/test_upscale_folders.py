@@ -265,3 +265,16 @@ def test_pictures_above_the_limit_are_refused_by_their_header(folder, capsys):
     assert upscale("a.png", "--max-megapixels", "1") == 1
     error = capsys.readouterr().err
     assert "a.png: 2000 x 1000 pixels are more than 1 megapixels; --max-megapixels N" in error
+
+
+@needs_posix
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_a_link_in_the_place_of_the_record_of_results_is_not_written_through(plant, folder, capsys):
+    for name in "ab":
+        draw(f"in/{name}.png")
+    Path("precious").write_text("precious")
+    Path("out").mkdir()
+    plant(folder / "precious", "out/.basicsr-upscaled.jsonl")
+    assert upscale("in", "-o", "out") == 2
+    assert "out/.basicsr-upscaled.jsonl: cannot be written: is " in capsys.readouterr().err
+    assert Path("precious").read_text() == "precious"

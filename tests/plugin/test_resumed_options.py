@@ -128,6 +128,14 @@ def test_a_metric_that_measures_otherwise_begins_anew(write_train_options: Write
     assert f"Best: {measured['psnr']['6']:.4f} @ 6 iter" in log or "@ 4 iter" in log
 
 
+def test_metrics_that_are_added_or_left_out_keep_their_results(write_train_options: WriteOptions):
+    ssim = {"type": "calculate_ssim", "crop_border": 2, "test_y_channel": True}
+    log = log_of_resumption(write_train_options, {}, {"val:metrics": {"ssim": ssim}})
+    assert CHANGED in log and "begin anew" not in log
+    measured = json.loads(Path("experiments/tiny/validation.json").read_text())["tiny_val"]
+    assert sorted(measured) == ["psnr", "ssim"]
+
+
 @pytest.mark.parametrize("after", [{"train:warmup_iter": -1}, {"train:warmup": "exact"}])
 def test_a_warm_up_that_ends_on_resuming_is_told_with_its_rate(
     after: dict[str, Any], write_train_options: WriteOptions

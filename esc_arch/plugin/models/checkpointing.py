@@ -266,7 +266,8 @@ class Checkpointing(Validating, ExactWarmup):
             f"Options that have changed, and hold from iteration {state['iter'] + 1} on: "
             f"{in_one_line(changed)}."
         )
-        self.set_results_aside(measured_otherwise(changed), state["iter"])
+        remeasured = measured_otherwise(changed, state["options"], self._run_options)
+        self.set_results_aside(remeasured, state["iter"])
         before, now = state["options"].get("train:warmup_iter"), self.opt["train"]
         was_warming = type(before) is int and state["iter"] < before
         ends = "train:warmup" in changed or now.get("warmup_iter", -1) <= state["iter"] + 1

@@ -94,6 +94,20 @@ def in_one_line(changed: Mapping[str, str]) -> str:
     return ", ".join([*parts[:_MANY], *more])
 
 
-def measured_otherwise(changed: Mapping[str, str]) -> set[str]:
-    """Metrics of the validation whose older values are of another measure."""
-    return {path.split(":")[2] for path in changed if path.startswith("val:metrics:")}
+def measured_otherwise(
+    changed: Mapping[str, str], saved: Mapping[str, Any], now: Mapping[str, Any]
+) -> set[str]:
+    """Metrics of the validation whose older values are of another measure.
+
+    Args:
+        changed: Of `changed_options`.
+        saved: The options before.
+        now: The options now.
+    """
+    start = "val:metrics:"
+    names = [
+        {path.split(":")[2] for path in each if isinstance(path, str) and path.startswith(start)}
+        for each in (changed, saved, now)
+    ]
+    # One that is added or left out is no other measure.
+    return set.intersection(*names)

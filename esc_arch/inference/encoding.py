@@ -131,7 +131,7 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
     for name, blob in (("icc-profile-data", metadata.icc_profile), ("xmp-data", metadata.xmp)):
         if blob is not None:
             image.set_type(vips.GValue.blob_type, name, blob)
-    keep = ["icc", "xmp"]
+    keep = 2 + 8  # XMP and profile.
     if metadata.resolution is not None:
         image = image.copy(xres=metadata.resolution[0], yres=metadata.resolution[1])
         image.set_type(vips.GValue.gstr_type, "resolution-unit", "in")
@@ -150,7 +150,7 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
     else:
         if exif is not None:
             image.set_type(vips.GValue.blob_type, "exif-data", b"Exif\0\0" + exif)
-        keep += ["exif"]
+        keep += 1
         quality = encoding.quality or 95
         options = {
             "jpeg": {"Q": quality, "subsample_mode": "off" if quality >= 90 else "on"},
@@ -160,8 +160,7 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
     failures: list[BaseException] = []
     target = _target(vips, writer, file, failures)
     try:
-        flags = sum({"exif": 1, "xmp": 2, "icc": 8}[name] for name in keep)
-        getattr(image, f"{encoding.format}save_target")(target, keep=flags, **options)
+        getattr(image, f"{encoding.format}save_target")(target, keep=keep, **options)
     except vips.Error as error:
         if failures:
             raise failures[0] from None
@@ -205,7 +204,6 @@ def _save_streamed(
     encoding: Encoding,
 ) -> None:
     """Encode in a thread of its own, which reads from a pipe, what this one computes."""
-    height, width, channels = shape
     failures: list[BaseException] = []
     reading, writing = os.pipe()
 
@@ -225,7 +223,7 @@ def _save_streamed(
     thread.start()
     try:
         with open(writing, "wb") as pipe:
-            for part in stored_png(height, width, channels, rows):
+            for part in stored_png(shape, rows):
                 pipe.write(part)
                 if failures:
                     break

@@ -1,5 +1,6 @@
 """Reading and writing the plainest pictures by Pillow: BMP, and where libvips is missing."""
 
+import functools
 import io
 import struct
 import sys
@@ -19,8 +20,6 @@ from esc_arch.inference.picture_files import (
     source_in_memory,
 )
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
-
-_told = False
 
 
 def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
@@ -113,12 +112,7 @@ def _fault(path: Path, kind: str) -> str | None:
     return None
 
 
+@functools.cache
 def _tell_once() -> None:
-    global _told
-    if not _told:
-        print(
-            "basicsr: libvips is not installed, so only PNG, JPEG, WebP and BMP of 8 bits are "
-            f"read; {_INSTALL}",
-            file=sys.stderr,
-        )
-    _told = True
+    only = "libvips is not installed, so only PNG, JPEG, WebP and BMP of 8 bits are read"
+    print(f"basicsr: {only}; {_INSTALL}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
@@ -38,7 +39,8 @@ def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
         length, name = struct.unpack(">I4s", head)
         if name == b"IEND":
             break
-        wanted = name in _WANTED or _is_critical(name) and name != b"IDAT"
+        # A capital letter says that no reader may pass over it.
+        wanted = name in _WANTED or name[:1].isupper() and name != b"IDAT"
         if wanted and length <= _LARGEST:
             body, crc = file.read(length), file.read(4)
             if crc == struct.pack(">I", zlib.crc32(name + body)):
@@ -66,13 +68,9 @@ def png_fault(chunks: dict[bytes, bytes]) -> str | None:
     if max(width, height) > _LARGEST_SIDE:
         return f"its {width} x {height} pixels are more than can be read ({_LARGEST_SIDE} a side)"
     for name in chunks:
-        if _is_critical(name) and name not in _WANTED:
+        if name[:1].isupper() and name not in _WANTED:
             return f"it has a part '{printable(name.decode('latin-1'))}' that is not known"
     return "its palette is missing" if colour == PALETTE and b"PLTE" not in chunks else None
-
-
-def _is_critical(name: bytes) -> bool:
-    return name[0] & 0x20 == 0
 
 
 def icc_profile(body: bytes) -> bytes | None:
@@ -136,31 +134,26 @@ class ChunkWriter:
             place = end
 
 
-def stored_png(
-    height: int, width: int, channels: int, rows: Iterator[np.ndarray]
-) -> Iterator[bytes]:
+def stored_png(shape: tuple[int, int, int], rows: Iterator[np.ndarray]) -> Iterator[bytes]:
     """A PNG file without compression, part by part: how rows reach a library that pulls.
 
     Args:
-        height: Of the picture.
-        width: Of the picture.
-        channels: 1 to 4: grey, grey with alpha, RGB, RGBA.
+        shape: Height, width and channels, 1 to 4: grey, grey with alpha, RGB, RGBA.
         rows: The rows from top to bottom in parts (h, W, C), uint8 or uint16.
 
     Yields:
         The file.
     """
-    stream = zlib.compressobj(0)
+    height, width, channels = shape
+    first = next(rows)
+    size = first.dtype.itemsize
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    started = False
-    for part in rows:
-        depth = 8 * part.dtype.itemsize
-        if not started:
-            started = True
-            header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-            yield SIGNATURE + chunk(b"IHDR", header)
-        big_endian = np.ascontiguousarray(part.astype(f">u{part.dtype.itemsize}", copy=False))
-        lines = np.zeros((len(part), 1 + width * channels * part.dtype.itemsize), np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, 8 * size, kind, 0, 0, 0)
+    yield SIGNATURE + chunk(b"IHDR", header)
+    stream = zlib.compressobj(0)
+    for part in chain([first], rows):
+        big_endian = np.ascontiguousarray(part.astype(f">u{size}", copy=False))
+        lines = np.zeros((len(part), 1 + width * channels * size), np.uint8)
         lines[:, 1:] = big_endian.reshape(len(part), -1).view(np.uint8)
         if compressed := stream.compress(lines.tobytes()):
             yield chunk(b"IDAT", compressed)

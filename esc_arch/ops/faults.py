@@ -145,6 +145,8 @@ def conv_ffn_fault(
     fault = _first(_features_fault("x", x), _kernel_fault("dwc", dwc))
     if fault is not None:
         return fault
+    if proj.ndim != 4:
+        return f"proj has shape {tuple(proj.shape)}; it must be (hidden, C, 1, 1)"
     channels, hidden = x.shape[1], proj.shape[0]
     return _first(
         linear_fault("proj", proj, proj_bias, hidden, channels),

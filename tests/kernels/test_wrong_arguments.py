@@ -113,6 +113,15 @@ def test_what_does_not_fit_is_refused_before_memory_is_read(name, data):
 
 
 @pytest.mark.parametrize("name", RIGHT)
+def test_a_tensor_without_dimensions_is_refused_in_each_place(name):
+    operator, args = getattr(torch.ops.esc, name), RIGHT[name]
+    for place, arg in enumerate(args):
+        if isinstance(arg, torch.Tensor):
+            changed = [torch.zeros(()) if i == place else a for i, a in enumerate(args)]
+            assert str(outcome(operator, changed)).startswith("esc::"), place
+
+
+@pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.parametrize("change", [lambda x: x[..., None], lambda x: x[0]], ids=["more", "less"])
 def test_another_rank_is_refused_though_all_tensors_agree(name, change):
     operator = getattr(torch.ops.esc, name)

@@ -1,7 +1,6 @@
 """Data sets: their keys, and the folders, LMDBs and lists that they name."""
 
 import inspect
-import math
 import os
 import shlex
 from collections.abc import Callable
@@ -10,8 +9,8 @@ from typing import Any
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
-from esc_arch.plugin.compat.patching import gpu_count
 from esc_arch.plugin.preflight import pictures
+from esc_arch.plugin.preflight.batches import check_batch
 from esc_arch.plugin.preflight.files import is_file, root_problem
 from esc_arch.plugin.preflight.keys import check_io_backend, unread_of
 from esc_arch.plugin.preflight.pictures import Pictures, Unusable
@@ -22,8 +21,6 @@ from esc_arch.plugin.preflight.wording import meant_type, one_line, show
 from esc_arch.prepare.headers import Header
 
 _PHASES = {True: ("train", "val"), False: ("val", "test")}
-# An epoch has an index for each, in one list.
-MOST_SAMPLES = 10**8
 _PAIRED = {"PairedImageDataset", "RealESRGANPairedDataset"}
 # Of these it is known what their lists and folders hold.
 _UNDERSTOOD = {*_PAIRED, "SingleImageDataset", "DownsampleImageDataset", "RealESRGANDataset"}
@@ -310,7 +307,7 @@ def _look(
                 f"{pictures.SECONDS:g} s; the others are as they are read",
             )
     if training:
-        _count(report, path, len(found.names))
+        check_batch(report, path, len(found.names))
     if smallest is not None:
         _sizes(report, path, *smallest, kind, finding)
 
@@ -345,39 +342,6 @@ def _sizes(
         side = min(height, width) * scale
         if 2 * border >= side:
             report.error(place, f"{border} leaves nothing of {one_line(name)}, of {side}")
-
-
-def _count(report: Report, path: Path, count: int) -> None:
-    """Check that the pictures make a batch, which is of all GPUs that the file asks for."""
-    section = report.section(*path)
-    key = "batch_size" if "batch_size" in section else "batch_size_per_gpu"
-    batch, ratio = report.get(*path, key), section.get("dataset_enlarge_ratio", 1)
-    processes = os.environ.get("WORLD_SIZE", "1")
-    processes = max(int(processes), 1) if processes.isdigit() else 1
-    if not (is_number(batch) and is_number(ratio)) or report.is_wrong((*path, key)):
-        return
-    said = f"{batch}"
-    if key == "batch_size":
-        batch //= processes
-    else:
-        gpus, steps = report.get("num_gpu"), report.get("train", "accumulate_steps")
-        gpus = gpu_count() if gpus == "auto" else gpus
-        for name, factor in (("num_gpu", gpus), ("accumulate_steps", steps)):
-            if is_number(factor) and factor > 1 and not (name == "num_gpu" and processes > 1):
-                batch, said = batch * factor, f"{said}, times {name} {factor}"
-    if count * ratio > MOST_SAMPLES:
-        place = (*path, "dataset_enlarge_ratio")
-        report.error(
-            place, f"{ratio:g} times {count} pictures are more than {MOST_SAMPLES} an epoch"
-        )
-        return
-    samples = math.ceil(count * ratio / processes)
-    if samples < batch:
-        report.error(
-            (*path, key),
-            f"{said}, but there are {samples} pictures a process: not one batch; a larger "
-            "dataset_enlarge_ratio uses each more often",
-        )
 
 
 def check_networks_fit(report: Report, built: dict[str, nn.Module]) -> None:

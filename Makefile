@@ -46,13 +46,16 @@ test-pythons: $(if $(PYTHONS),wheel)
 
 # The kernels under AddressSanitizer and UBSan, which end a test at the first bad access. What torch's
 # compiler makes of GPU kernels has none of them in it, and torch aborts under AddressSanitizer as it traces.
+# setuptools compiles C++ by CXXFLAGS, older ones by CFLAGS; grep fails where neither did.
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 test-sanitizers: $(VENV)/.installed-test
 	rm -rf $(SANITIZED)
-	CC=gcc CXX=g++ CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet \
+	CC=gcc CXX=g++ CFLAGS="$(SANITIZE)" CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" \
+		$(BIN)/python setup.py --quiet \
 		build_ext --debug --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	grep -q __asan_report_load $(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
 	ESC_CPU_KERNELS=$$(echo $(CURDIR)/$(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so) \

@@ -308,6 +308,29 @@ def test_make_wheel_finds_the_auditwheel_of_its_environment() -> None:
     assert lines[search - 1] == f"PATH={ROOT}/absent/bin:$PATH; \\"
 
 
+def test_make_compiles_the_kernels_with_the_sanitizers(source: Path, tmp_path: Path) -> None:
+    # A compiler that writes down how it is called, and leaves an empty file.
+    called, compiler = tmp_path / "called", tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> {called}\n'
+        'while [ "$1" ]; do [ "$1" = -o ] && : > "$2"; shift; done\n'
+    )
+    compiler.chmod(0o755)
+    lines = dry_run("test-sanitizers").replace("\\\n", " ").splitlines()
+    (number,) = [number for number, line in enumerate(lines) if "build_ext" in line]
+    build = (
+        lines[number]
+        .replace("CXX=g++", f"CXX={compiler}")
+        .replace("absent/bin/python", sys.executable)
+    )
+    subprocess.run(["sh", "-c", build], cwd=source, check=True, capture_output=True)
+    compiled = [line for line in called.read_text().splitlines() if " -c " in line]
+    assert {re.search(r"(\w+)\.cpp", line)[1] for line in compiled} >= {"api", "kernels_amx"}
+    assert all("-fsanitize=address,undefined" in line for line in compiled), compiled
+    # Where nothing was compiled, all tests of kernels would be skipped.
+    assert lines[number + 1].startswith("grep -q __asan_report_load ")
+
+
 def test_make_installs_the_torch_that_it_is_told_before_anything_that_needs_one() -> None:
     lines = dry_run("demo", "TORCH=torch torchvision --index-url ADDRESS").splitlines()
     torch = lines.index("absent/bin/python -m pip install torch torchvision --index-url ADDRESS")

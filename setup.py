@@ -57,7 +57,7 @@ class BuildKernels(build_ext):
             macros=ext.define_macros,
             debug=self.debug,
             # Python's own -g would put five times the size, and the folder built in, into wheels.
-            extra_postargs=[*ext.extra_compile_args, *flags, *([] if self.debug else ["-g0"])],
+            extra_postargs=[*ext.extra_compile_args, *flags, "-O1" if self.debug else "-g0"],
             depends=ext.depends,
         )
 

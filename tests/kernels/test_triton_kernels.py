@@ -106,6 +106,21 @@ def test_compiled_ahead_the_kernels_take_windows_whose_rows_do_not_fill_tiles() 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel", "target"), [("bias", "89"), ("bias", "90"), ("keys", "gfx1100")]
+)
+def test_compiled_ahead_the_gradients_in_float32_do_not_spill(kernel: str, target: str) -> None:
+    if (
+        target.startswith("gfx")
+        and "amd" not in importlib.import_module("triton.backends").backends
+    ):
+        pytest.skip("this Triton has no compiler for AMD")
+    options = ("--kernels", kernel, "--targets", target, "--dtypes", "fp32")
+    result = run(STATIC, *options, interpret=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
 def test_compiled_ahead_a_kernel_that_spills_or_exceeds_shared_memory_is_seen() -> None:
     options = ("--kernels", "queries", "--targets", "gfx1100", "80", "--dtypes", "bf16")
     result = run(STATIC, *options, "--shapes", "64x32", interpret=False)

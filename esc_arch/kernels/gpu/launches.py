@@ -81,11 +81,14 @@ def launch_for(
     if INTERPRETED:
         block_m, block_n, warps, stages = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4, 1
     elif dtype == torch.float32:
-        block_m, block_n, warps, stages = 32 if kernel == "bias" else 64, 32, 4, 1
-        if rdna and kernel in ("queries", "keys"):
+        block_m, block_n, warps, stages = 64, 32, 4, 1
+        if kernel == "bias":
+            # With AMD's tiles a few registers would go to memory on GPUs of NVIDIA.
+            block_m, warps = (32, 8 if rdna else 4) if amd else (64, 8)
+        elif rdna and kernel == "queries":
             block_m, block_n = 32, 16
         elif rdna:
-            warps = 8
+            block_n, warps = 16 if kernel == "keys" else 32, 8
     elif amd and kernel != "bias":
         block_m, block_n, warps, stages = 64 if wide else 128, 32, 4, 1
         if rdna and kernel != "queries":

@@ -291,7 +291,8 @@ def test_an_upscaler_says_what_it_is(upscaler):
 
 
 def test_where_there_is_nothing_to_do_no_network_is_loaded(folder, capsys):
-    assert main(["upscale", "absent.png", "--model", "absent.pth"]) == 1
+    Path("damaged.pth").write_text("no checkpoint")
+    assert main(["upscale", "absent.png", "--model", "damaged.pth"]) == 1
     captured = capsys.readouterr()
     assert captured.err == "basicsr: error: absent.png: No such file or directory\n"
     assert captured.out == "0 upscaled, 0 kept, 1 failed\n"

@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 # Those of them that are installed are tested too; PYTHONS= leaves them out.
-PYTHONS ?= 3.10 3.11 3.12 3.13
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
 
 FOUND = "$$(.ci/find_python $(PYTHON))"
 BIN := $(VENV)/bin

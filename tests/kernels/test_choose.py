@@ -85,6 +85,7 @@ def count(function):
     return counter.get_total_flops(), {str(f) for f in counter.get_flop_counts()["Global"]}
 
 
+@needs_kernels
 @pytest.mark.parametrize("name", NETWORKS)
 def test_flop_counters_count_the_formulas_whether_kernels_run_or_not(name):
     network, x = NETWORKS[name](), torch.rand(2, 3, 16, 16)

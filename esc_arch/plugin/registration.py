@@ -64,7 +64,7 @@ DATA_SETS: dict[str, tuple[str, ...]] = {
 }
 # Networks that stand on BasicSR's; those of `esc_arch.archs` need torch alone.
 DISCRIMINATORS: dict[str, tuple[str, ...]] = {
-    "esc_arch.plugin.discriminators": ("DeepUNetDiscriminatorSN",),
+    "esc_arch.plugin.models.discriminators": ("DeepUNetDiscriminatorSN",),
 }
 
 _watching = False

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from esc_arch.plugin import registration
+
 NAMES = """
 def check():
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
@@ -212,3 +214,19 @@ import numpy
 print(cv2.resize(numpy.ones((4, 4), "uint8"), (2, 2)).sum())
 """
     assert output(code, tmp_path) == "4\n"
+
+
+FIRST = {**registration.MODELS, **registration.DATA_SETS, **registration.DISCRIMINATORS}
+
+
+@pytest.mark.parametrize("module", FIRST)
+def test_what_holds_a_registered_class_can_be_imported_first(module: str, tmp_path: Path):
+    """As by a loading process that is not forked, which unpickles a data set."""
+    code = f"""
+{NAMES}
+import {module} as module
+check()
+for name in {FIRST[module]}:
+    assert getattr(module, name).__module__ == {module!r}
+"""
+    assert "all there" in output(code, tmp_path)

@@ -1,1 +1,5 @@
 """Data sets that are registered with BasicSR, and the order and guarding of samples of any."""
+
+# First, and whole: where a module in here were the one that imports it, as when a loading process
+# unpickles a data set, it would be asked for its classes before it has them.
+import basicsr  # noqa: F401

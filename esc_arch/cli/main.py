@@ -1,6 +1,7 @@
 """Entry point of the `basicsr` command: picks the subcommand and turns errors into statuses."""
 
 import argparse
+import errno
 import importlib
 import os
 import select
@@ -167,6 +168,11 @@ def _run(argv: Sequence[str] | None) -> int:
     keep_current_folder_out()
     try:
         return args.run(args)
+    except OSError as error:
+        # Python's own questions to paths raise this, and only what the user wrote is so long.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{str(error.filename)[:80]}...: this name is too long") from error
     except ModuleNotFoundError as error:
         message = how_to_bring(error.name)
         if message is None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from esc_arch.inference.upscaler import Upscaler
 
 HELP = "Upscale pictures with a trained network."
+# Formats and codecs without a --quality.
+LOSSLESS = ("png", "tiff", "ffv1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +102,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--quality",
         type=int,
         metavar="Q",
-        help="1 to 100, of JPEG (default: 95) and WebP (default: 100, lossless)",
+        help="1 to 100, of JPEG (default: 95) and WebP (default: 100, lossless), which others "
+        "have not",
     )
     files.add_argument(
         "--suffix", default="", metavar="TEXT", help="put behind names, such as _x2: photo_x2.png"
@@ -165,10 +168,12 @@ def run(args: argparse.Namespace) -> int:
 
         args.codec = args.codec or "h264"
         target_of(args, film)
+        _check_quality(args.quality, args.codec)
         (upscaler,) = _load(args)
         return upscale_one(args, film, upscaler, _made_by(args, upscaler.scale))
     naming = Naming(args.output, args.format, args.suffix, args.keep_suffix)
     plan = plan_jobs(args.inputs, naming, args.quality, args.strip)
+    _check_quality(args.quality, plan.encoding.format)
     plan.jobs = shard(plan.jobs, *part)
     upscalers = _load(args) if plan.jobs else []
     if plan.jobs:
@@ -200,6 +205,13 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--quality {args.quality}: must be from 1 to 100")
     if Path(args.suffix).name != args.suffix or "\0" in args.suffix:
         raise UserError(f"--suffix {printable(args.suffix)}: must be part of a file name")
+
+
+def _check_quality(quality: int | None, format: str) -> None:
+    from esc_arch.errors import UserError
+
+    if quality is not None and format in LOSSLESS:
+        raise UserError(f"--quality {quality}: {format} is lossless here, and has none")
 
 
 def _film(args: argparse.Namespace) -> Path | None:

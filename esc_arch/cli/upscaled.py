@@ -1,5 +1,6 @@
 """What `basicsr upscale` does with the pictures that were planned, and tells of them."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from esc_arch.inference.manifest import Manifest
     from esc_arch.inference.planning import Plan
+    from esc_arch.inference.same_names import Names
     from esc_arch.inference.upscaler import Upscaler
     from esc_arch.inference.work import Job, Settings
 
@@ -101,6 +103,7 @@ def upscale_all(
         compare: Whether bicubic and the result are written side by side, too.
     """
     from esc_arch.inference.folders import run_jobs
+    from esc_arch.inference.same_names import Names
 
     tty = sys.stderr.isatty()
     tally = Tally(tqdm(unit="picture", disable=not tty), len(plan.problems))
@@ -111,10 +114,10 @@ def upscale_all(
         return tally
     jobs = _to_do(plan.jobs, upscalers[0].scale, settings.page, manifest, overwrite, tally)
     tally.tell_kept()
-    taken = {path.resolve() for job in plan.jobs for path in (job.source, job.target)}
+    taken = Names(path.resolve() for job in plan.jobs for path in (job.source, job.target))
     if compare:
         for job in tally.kept:
-            if not _comparison_of(job).exists() or _comparison_of(job).resolve() in taken:
+            if not _comparison_of(job).exists() or taken.find(_comparison_of(job).resolve()):
                 _compare(job, tally, taken)
     tally.bar.reset(len(jobs))
     tally.start()
@@ -151,7 +154,8 @@ def _to_do(
         if manifest is not None:
             manifest.begin(job)
         why: str | bool | None = None
-        if not overwrite and job.target.exists():
+        # A name that is too long for the folder is told when it is written.
+        if not overwrite and os.path.exists(job.target):
             try:
                 why = manifest.verdict(job) if manifest is not None else None
                 if why is None:
@@ -168,7 +172,7 @@ def _to_do(
     return chosen
 
 
-def _compare(job: "Job", tally: Tally, taken: "set[Path]") -> None:
+def _compare(job: "Job", tally: Tally, taken: "Names") -> None:
     """Write bicubic and the result side by side, beside the result, unless the name is taken."""
     from esc_arch.inference.encoding import encode
     from esc_arch.inference.picture_files import Picture
@@ -176,7 +180,7 @@ def _compare(job: "Job", tally: Tally, taken: "set[Path]") -> None:
     from esc_arch.whole_files import write_atomically
 
     file = _comparison_of(job)
-    if file.resolve() in taken:
+    if taken.find(file.resolve()):
         tally.fail(f"{printable(job.source)}: its comparison would replace {printable(file)}")
         return
     try:

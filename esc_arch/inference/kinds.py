@@ -1,5 +1,7 @@
 """What `Upscaler.upscale` takes: tensors, arrays, Pillow images and paths."""
 
+import operator
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +32,11 @@ def upscale_tensor(
 
 def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter) -> np.ndarray:
     """Upscale (H, W), (H, W, C) or (B, H, W, C); see `Upscaler.upscale`."""
-    if image.ndim not in (2, 3, 4) or 0 in image.shape:
+    image = np.asarray(image)  # A matrix, say, keeps two dimensions whatever is done to it.
+    if image.ndim not in (2, 3, 4):
         raise UserError(f"an array of shape {image.shape}; (H, W), (H, W, C) or (B, H, W, C)")
+    if image.size == 0:
+        raise UserError(f"an array of shape {image.shape} has no pixels")
     channels = 1 if image.ndim == 2 else image.shape[-1]
     if channels > 4:
         raise UserError(f"an array of shape {image.shape} has {channels} channels; 1 to 4, last")
@@ -53,6 +58,29 @@ def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter
     _check_range(f"an array of {image.dtype}", image.min(), image.max())
     lq = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return upscaler.upscale_tensor(lq, watch).numpy().transpose(1, 2, 0)
+
+
+def pixels(name: str, value: object) -> int | None:
+    """The number of pixels that an option has, if it is given.
+
+    Raises:
+        UserError: It is none.
+    """
+    return None if value is None else whole_number(name, value, "a number of pixels, 0 or more")
+
+
+def whole_number(name: str, value: object, wanted: str) -> int:
+    """The number that an option has, also where it is NumPy's.
+
+    Raises:
+        UserError: It is none, or negative; the message says what is wanted.
+    """
+    try:
+        if not isinstance(value, (bool, np.bool_)) and (number := operator.index(value)) >= 0:
+            return number
+    except TypeError:
+        pass
+    raise UserError(f"{name} is {value!r}; it must be {wanted}")
 
 
 def _check_range(what: str, low: float, high: float) -> None:
@@ -86,22 +114,27 @@ def upscale_pillow(
 
 def upscale_path(
     upscaler: "Upscaler",
-    path: str | Path,
+    path: str | os.PathLike,
     watch: "Watch" = iter,
-    output: str | Path | None = None,
+    output: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> str | Path:
     """Upscale a file into another; see `Upscaler.upscale`."""
     from esc_arch.inference.encoding import SUFFIXES, Encoding
     from esc_arch.inference.work import Job, Settings, run_job
 
+    if output is not None and not isinstance(output, (str, os.PathLike)):
+        raise UserError(f"output is {output!r}; a path is needed")
     source = Path(path)
-    target = Path(output or source.parent / f"{source.stem}_x{upscaler.scale}.png")
+    if not os.fspath(path):
+        raise UserError("the path is empty; that of a picture is needed")
+    beside = source.parent / f"{source.stem}_x{upscaler.scale}.png"
+    target = beside if output is None else Path(output)
     formats = [kind for kind, ends in SUFFIXES.items() if target.suffix.lower() in ends]
     if not formats:
         known = ", ".join(suffix for ends in SUFFIXES.values() for suffix in ends)
         raise UserError(f"output {printable(target)}: must end in one of {known}")
-    if target.exists() and not overwrite:
+    if os.path.exists(target) and not overwrite:
         raise UserError(f"{printable(target)}: exists; overwrite=True replaces it")
     run_job(Job(source, target), upscaler, Settings(Encoding(formats[0])), watch)
-    return type(path)(target)
+    return str(target) if isinstance(path, str) else target

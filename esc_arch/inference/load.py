@@ -5,6 +5,7 @@ import os
 import torch
 
 from esc_arch.errors import UserError, printable
+from esc_arch.inference.kinds import whole_number
 from esc_arch.inference.onnx_network import load_onnx
 from esc_arch.inference.replays import require_cuda
 from esc_arch.inference.upscaler import Upscaler
@@ -41,6 +42,8 @@ def load(
     Raises:
         UserError: One line: which value is wrong, and what would be right.
     """
+    if scale is not None:
+        scale = whole_number("scale", scale, "a whole number, such as 2")
     path = weights_of(name_or_path, scale)
     if path.suffix.lower() == ".pt2":
         raise UserError(
@@ -68,7 +71,10 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        try:
+            found = torch.device(device)
+        except (RuntimeError, TypeError):  # These name all that torch was ever built for.
+            raise ValueError("it is no name of a device") from None
         # Others either hold no values (meta) or belong to backends that are not installed.
         if found.type in _devices() and torch.zeros(1, device=found).cpu().item() == 0:
             return found

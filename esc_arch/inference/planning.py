@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import itertools
 import os
 import stat
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.encoding import SUFFIXES, Encoding
 from esc_arch.inference.picture_files import PICTURE_SUFFIXES, open_picture
+from esc_arch.inference.same_names import Names
 from esc_arch.inference.work import Job
 from esc_arch.whole_files import sweep
 
@@ -76,7 +78,8 @@ def plan_jobs(
     links to folders are not followed; results of an earlier run, below OUT, are not taken again.
 
     A pattern such as `photos/*.jpg` stands for the files and folders that fit it, where there is
-    no file of that name; `**` stands for any folders.
+    no file of that name; `**` stands for any folders. What fits lies below OUT as it lies in the
+    folder that stands before the first wildcard.
 
     Args:
         inputs: Files, folders and patterns.
@@ -88,36 +91,63 @@ def plan_jobs(
         UserError: OUT cannot be what it is.
     """
     given = list(inputs)
-    inputs, problems = _expand(given)
+    expanded, problems = _expand(given)
+    inputs = [path for path, _ in expanded]
     single, kind = _single(inputs, naming)
     encoding = Encoding(kind, quality, strip)
     plan = Plan(naming.out.parent if single else naming.out, encoding, problems=problems)
-    plan.many = single is None and (inputs != given or len(inputs) > 1 or inputs[0].is_dir())
-    for path in inputs:
+    several = inputs != given or len(inputs) > 1
+    plan.many = single is None and (several or os.path.isdir(inputs[0]))
+    named = set()
+    for path, base in expanded:
+        if base is not None and _is_result(plan, base, path):
+            continue
+        below = plan.folder if base is None else plan.folder / path.relative_to(base).parent
         if os.path.isdir(path):
-            _plan_folder(plan, path, len(inputs) == 1, naming)
+            alone = len(inputs) == 1 if base is None else path == base
+            _plan_folder(plan, path, below if alone else below / path.resolve().name, naming)
         elif not os.path.lexists(path):
             plan.problems.append(f"{printable(path)}: {os.strerror(errno.ENOENT)}")
         else:
-            plan.jobs.append(
-                Job(path, single or plan.folder / naming.result(path, encoding.suffix))
-            )
-    plan.jobs = _without_collisions(plan)
+            plan.jobs.append(Job(path, single or below / naming.result(path, encoding.suffix)))
+            named |= {path} if base is None else set()
+    if naming.suffix:
+        # With results beside their sources, those of an earlier run are no sources.
+        results = {_resolve(job.target) for job in plan.jobs}
+        plan.jobs = [
+            job for job in plan.jobs if job.source in named or _resolve(job.source) not in results
+        ]
+    plan.jobs = _without_collisions(plan, naming)
     return plan
 
 
-def _expand(inputs: list[Path]) -> tuple[list[Path], list[str]]:
-    """The inputs with patterns replaced by what fits them; a line for each that nothing fits."""
-    found: list[Path] = []
+def _expand(inputs: list[Path]) -> tuple[list[tuple[Path, Path | None]], list[str]]:
+    """The inputs with patterns replaced by what fits them; a line for each that nothing fits.
+
+    Beside each found by a pattern stands the folder before the pattern's first wildcard. What lies
+    in a folder that fits, too, is part of it.
+    """
+    found: list[tuple[Path, Path | None]] = []
     problems = []
     for path in inputs:
         if os.path.lexists(path) or not glob.has_magic(str(path)):
-            found.append(path)
+            found.append((path, None))
         elif fitting := sorted(glob.glob(str(path), recursive=True)):
-            found += [Path(name) for name in fitting]
+            base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+            folders: set[Path] = set()
+            for fits in map(Path, fitting):
+                if folders.isdisjoint(fits.parents):
+                    found.append((fits, base))
+                    folders |= {fits} if os.path.isdir(fits) else set()
         else:
             problems.append(f"{printable(path)}: nothing fits this pattern")
     return found, problems
+
+
+def _is_result(plan: Plan, base: Path, path: Path) -> bool:
+    """Whether what fits a pattern is of an earlier run, which wrote below what is searched."""
+    out, path = _resolve(plan.folder), _resolve(path)
+    return _resolve(base) in out.parents and (path == out or out in path.parents)
 
 
 def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
@@ -126,7 +156,7 @@ def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
     shown = printable(out)
     formats = [kind for kind, ends in SUFFIXES.items() if suffix in ends]
     known = ", ".join(ending for ends in SUFFIXES.values() for ending in ends)
-    if out.is_dir():
+    if os.path.isdir(out):
         return None, naming.format or "png"
     if not formats:
         if suffix in _OTHER_FORMATS:
@@ -141,8 +171,7 @@ def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
     return out, formats[0]
 
 
-def _plan_folder(plan: Plan, folder: Path, alone: bool, naming: Naming) -> None:
-    target_folder = plan.folder if alone else plan.folder / folder.resolve().name
+def _plan_folder(plan: Plan, folder: Path, target_folder: Path, naming: Naming) -> None:
     before = len(plan.problems)
     found, others = _pictures_below(plan, folder)
     if not found and len(plan.problems) == before:
@@ -152,16 +181,10 @@ def _plan_folder(plan: Plan, folder: Path, alone: bool, naming: Naming) -> None:
         named = ", ".join(printable(other) for other in others[:3])
         more = ", ..." if len(others) > 3 else ""
         plan.notes.append(f"{printable(folder)}: {files} of other kinds left out: {named}{more}")
-    jobs = []
     for file in found:
         relative = file.relative_to(folder)
         name = naming.result(file, plan.encoding.suffix)
-        jobs.append(Job(file, target_folder / relative.with_name(name)))
-    if naming.suffix:
-        # With results beside their sources, those of an earlier run are no sources.
-        results = {_resolve(job.target) for job in jobs}
-        jobs = [job for job in jobs if _resolve(job.source) not in results]
-    plan.jobs += jobs
+        plan.jobs.append(Job(file, target_folder / relative.with_name(name)))
 
 
 def _pictures_below(plan: Plan, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -172,11 +195,14 @@ def _pictures_below(plan: Plan, folder: Path) -> tuple[list[Path], list[Path]]:
         where = printable(error.filename or folder)
         plan.problems.append(f"{where}: cannot be listed: {error.strerror}")
 
-    out = plan.folder.resolve()
+    def is_out(path: Path) -> bool:
+        # Names may differ in letter case only, so that their text does not tell.
+        return os.path.isdir(plan.folder) and os.path.samefile(path, plan.folder)
+
     for parent, folders, files in os.walk(folder, onerror=fail):
         here = Path(parent)
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and _resolve(here / name) != out
+            name for name in folders if not name.startswith(".") and not is_out(here / name)
         )
         for name in sorted(files):
             if name.startswith("."):
@@ -205,12 +231,12 @@ def _resolve(path: Path) -> Path:
         return path.absolute()
 
 
-def _without_collisions(plan: Plan) -> list[Job]:
+def _without_collisions(plan: Plan, naming: Naming) -> list[Job]:
     """The jobs whose targets are below OUT, and neither another's target nor anyone's source."""
-    sources = {_resolve(job.source) for job in plan.jobs}
+    sources = Names(_resolve(job.source) for job in plan.jobs)
     root = _resolve(plan.folder)
-    taken: dict[Path, Path] = {}
-    kept = []
+    taken, made_of = Names(), {}
+    kept, alike = [], []
     for job in plan.jobs:
         # A link within OUT could lead elsewhere. The last part of the path is replaced, not
         # followed.
@@ -218,19 +244,32 @@ def _without_collisions(plan: Plan) -> list[Job]:
         source, shown = printable(job.source), printable(job.target)
         if root not in target.parents:
             problem = f"{source}: its result {shown} would lie outside {printable(plan.folder)}"
-        elif target in sources:
+        elif sources.find(target) is not None:
             problem = f"{source}: its result would replace the picture {shown}"
-        elif target in taken:
-            other = printable(taken[target])
+        elif (first := taken.find(target)) is not None:
+            other = made_of[first]
+            if first == target and _resolve(other) == _resolve(job.source):
+                continue  # One picture that was named twice.
+            apart = not naming.keep_suffix and other.name.casefold() != job.source.name.casefold()
+            advice = "rename one, or use --keep-suffix" if apart else "rename one"
+            why = "" if first == target else ", since the folder takes both names for one"
             problem = (
-                f"{source}: its result {shown} is also that of {other}; rename one, or use "
-                "--keep-suffix"
+                f"{source}: its result {shown} is also that of {printable(other)}{why}; {advice}"
             )
         else:
-            taken[target] = job.source
+            if taken.alike(target):
+                alike.append(shown)
+            taken.add(target)
+            made_of[target] = job.source
             kept.append(job)
             continue
         plan.problems.append(problem)
+    if alike:
+        results = f"{alike[0]} differs" if len(alike) == 1 else f"{alike[0]}, ... differ"
+        plan.notes.append(
+            f"{results} from the name of another result in letter case or Unicode form only; macOS "
+            "and Windows take such names for one"
+        )
     return kept
 
 

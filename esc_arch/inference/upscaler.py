@@ -1,6 +1,8 @@
 """A network with how it is run: arrays, tensors, pictures in, the same kind out, larger."""
 
+import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
+from esc_arch.inference import kinds
 from esc_arch.inference.fit import (
     MOST_BYTES_PER_PIXEL,
     USABLE,
@@ -84,13 +87,10 @@ class Upscaler:
         model_card: Mapping[str, str] | None = None,
         cuda_graphs: bool = False,
     ) -> None:
-        for name, value in (("tile", tile), ("tile_pad", tile_pad)):
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise UserError(f"{name} is {value!r}; it must be a number of pixels, 0 or more")
         self.network = network
         self.options = dict(options)
-        self.tile = tile
-        self.tile_pad = tile_pad
+        self.tile = kinds.pixels("tile", tile)
+        self.tile_pad = kinds.pixels("tile_pad", tile_pad)
         self.model_card = dict(model_card or {})
         self.memory_share = 1.0
         if cuda_graphs:
@@ -136,13 +136,11 @@ class Upscaler:
         Raises:
             UserError: It is none of these, or the result is not finite.
         """
-        from esc_arch.inference import kinds
-
         if isinstance(image, Tensor):
             return kinds.upscale_tensor(self, image, **options)
         if isinstance(image, np.ndarray):
             return kinds.upscale_array(self, image, **options)
-        if isinstance(image, (str, Path)):
+        if isinstance(image, (str, os.PathLike)):
             return kinds.upscale_path(self, image, **options)
         return kinds.upscale_pillow(self, image, **options)
 
@@ -268,9 +266,12 @@ class Upscaler:
 
     def together(self, height: int, width: int, wanted: int) -> int:
         """How many pictures of a size go through the network at once: `wanted`, if they fit."""
-        while wanted > 1 and not self._fits(height * wanted, width, 0):
-            wanted -= 1
-        return wanted
+        too_many = bisect_left(
+            range(2, wanted + 1),
+            True,
+            key=lambda count: not self._fits(height * count, width, 0),
+        )
+        return too_many + 1
 
     def why_smaller_tiles(self, height: int, width: int) -> str | None:
         """A line where a picture goes in smaller tiles than usual, for want of memory."""

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 def find(name_or_path: str | os.PathLike) -> Path | None:
-    """The file that `resolve` returns, or None where it raises."""
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    """The file that `resolve` returns, or None where there is none.
+
+    Raises:
+        UserError: It is neither a name nor a path.
+    """
+    path = _as_path(name_or_path)
+    if os.path.isfile(path):
         return path
     name = catalogue.spelled_as_listed(name_or_path)
     if name is None:
@@ -30,6 +34,19 @@ def find(name_or_path: str | os.PathLike) -> Path | None:
         return here[name]
     downloaded = [PRETRAINED_FOLDER / f"{name}{suffix}" for suffix in SUFFIXES]
     return next((file for file in downloaded if file.is_file()), None)
+
+
+def _as_path(name_or_path: object) -> Path:
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        kind = type(name_or_path).__name__
+        raise UserError(f"{kind}: the name of a checkpoint or the path of a file is needed")
+    if not os.fspath(name_or_path):
+        raise UserError(
+            "the name of the checkpoint is empty; a file is needed, or a name that `basicsr "
+            "checkpoints list` shows"
+        )
+    # Unlike pathlib's, it leaves the name of a user as it is who is not known.
+    return Path(os.path.expanduser(name_or_path))
 
 
 def resolve(name_or_path: str | os.PathLike) -> Path:
@@ -52,10 +69,10 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
         check_checksum(path)
         return path
     given = os.fspath(name_or_path)
-    where = Path(given).expanduser()
-    if where.is_dir():
+    where = _as_path(given)
+    if os.path.isdir(where):
         raise UserError(f"{given}: is a folder; a checkpoint file is expected")
-    if where.exists():
+    if os.path.exists(where):
         return where  # A device or the like, which the reader refuses by its kind.
     stem = Path(given).name.removesuffix(".pth").removesuffix(".safetensors")
     if stem in PUBLISHED:

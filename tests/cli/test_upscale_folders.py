@@ -237,6 +237,8 @@ def test_metadata_is_kept_and_strip_drops_it(folder):
         (["--scale", "3"], "--scale 3: ../net.pth upscales by 2"),
         (["--scale", "0"], "--scale 0: must be 1 or more"),
         (["--quality", "101"], "--quality 101: must be from 1 to 100"),
+        (["--quality", "50"], "--quality 50: png is lossless here, and has none"),
+        (["--quality", "9", "-o", "b.tif"], "--quality 9: tiff is lossless here"),
         (["--shard", "4/3"], "--shard 4/3: must be I/N"),
         (["--shard", "a"], "--shard a: must be I/N"),
         (["--suffix", "a/b"], "--suffix a/b: must be part of a file name"),

@@ -230,6 +230,7 @@ def test_parts_of_other_options_are_not_gone_on_from(folder):
         (["clip.mp4", "net.pth"], 2, "clip.mp4: films are upscaled one at a time, alone"),
         (["clip.mp4", "--format", "png"], 2, "--format: is for pictures; this is a film"),
         (["clip.mp4", "--codec", "ffv1", "-o", "a.mp4"], 2, "-o a.mp4: ffv1 goes into .mkv"),
+        (["clip.mp4", "--codec", "ffv1", "--quality", "9"], 2, "--quality 9: ffv1 is lossless"),
         (["net.pth", "--codec", "h264"], 2, "--codec h264: no film is among the inputs"),
         (["text.mp4"], 2, "text.mp4: not a film that can be read"),
         (["none.mp4"], 2, "none.mp4: "),

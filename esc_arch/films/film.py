@@ -1,6 +1,5 @@
 """A film in, a larger one out: frames through the network, sound and timing as they were."""
 
-import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ import numpy as np
 
 from esc_arch.errors import UserError, printable
 from esc_arch.films import CODECS
+from esc_arch.films.joining import join
 from esc_arch.films.segments import FRAMES, Segments
 from esc_arch.inference.picture_files import Picture
 from esc_arch.whole_files import replacing
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # What players take for granted where a film does not say how its colours are meant.
 _BT709, _BT601, _NARROW = 1, 6, 1
 _SEGMENT_FORMAT = "nut"  # Keeps the times of frames exactly, and takes every codec.
-_FORMATS = {".mkv": "matroska", ".webm": "webm", ".avi": "avi", ".mov": "mov"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def upscale_film(
         if done:
             notes.append(f"{printable(source)}: gone on from frame {done * FRAMES}")
         _make_segments(source, facts, upscaler, settings, segments, watch)
-        notes += _join(source, target, segments)
+        notes += join(source, target, segments)
         segments.remove()
     return notes
 
@@ -328,58 +327,3 @@ def _pixel_format(codec: str, facts: Facts, width: int, height: int) -> str:
     if codec != "av1" and (width % 2 or height % 2):
         return f"yuv444p{depth}"
     return f"yuv420p{depth}"
-
-
-def _join(source: Path, target: Path, segments: Segments) -> list[str]:
-    """Put the parts behind each other, and the sound and subtitles of the source beside them."""
-    notes = []
-    form = _FORMATS.get(target.suffix.lower(), "mp4")
-    with av.open(str(source)) as film, replacing(target) as file:
-        out = av.open(file, "w", format=form)
-        out.metadata.update(film.metadata)
-        with av.open(str(segments.file(0))) as first:
-            video = out.add_stream_from_template(first.streams.video[0], opaque=True)
-        copied = {}
-        for stream in film.streams:
-            if stream.type not in ("audio", "subtitle"):
-                continue
-            try:
-                copied[stream.index] = out.add_stream_from_template(stream, opaque=True)
-            except (av.error.FFmpegError, ValueError):
-                name = stream.codec_context.name if stream.codec_context else "unknown"
-                notes.append(
-                    f"{printable(source)}: its {stream.type} ({name}) does not fit "
-                    f"{target.suffix}: left out"
-                )
-        try:
-            out.start_encoding()
-        except av.error.FFmpegError as error:
-            raise UserError(
-                f"{printable(target)}: {target.suffix} cannot hold this: {error.strerror}; .mkv "
-                "holds nearly everything"
-            ) from None
-        streams = [film.streams[index] for index in copied]
-        sound = film.demux(streams) if streams else iter(())
-        both = heapq.merge(
-            _timed(_video_packets(segments)), _timed(sound), key=lambda timed: timed[0]
-        )
-        for _, packet in both:
-            of_video = packet.stream.type == "video"
-            packet.stream = video if of_video else copied[packet.stream.index]
-            out.mux(packet)
-        out.close()
-    return notes
-
-
-def _video_packets(segments: Segments) -> Iterator[Any]:
-    for number in range(segments.done()):
-        with av.open(str(segments.file(number))) as part:
-            for packet in part.demux(part.streams.video[0]):
-                if packet.size:
-                    yield packet
-
-
-def _timed(packets: Iterable[Any]) -> Iterator[tuple[float, Any]]:
-    for packet in packets:
-        if packet.dts is not None:
-            yield float(packet.dts * packet.time_base), packet

@@ -156,6 +156,81 @@ def test_ten_bits_stay_ten(folder, photographs):
     assert min(map(psnr, frames("clip_x2.mp4"), expected("clip.mp4"))) > 38
 
 
+def make_rich_clip(name: str, photograph: np.ndarray) -> None:
+    """A film with two languages, one of them forced, subtitles, chapters and a font."""
+    make_clip("plain.mkv", photograph, UNEVEN)
+    Path("text.srt").write_text("1\n00:00:00,000 --> 00:00:00,100\nHello\n", encoding="utf-8")
+    with av.open("plain.mkv") as film, av.open("text.srt") as texts, av.open(name, "w") as out:
+        first, second = film.streams.audio[0], film.streams.audio[0]
+        video = out.add_stream_from_template(film.streams.video[0], opaque=True)
+        copies = [out.add_stream_from_template(one, opaque=True) for one in (first, second)]
+        lines = out.add_stream_from_template(texts.streams[0], opaque=True)
+        for stream, language in zip(
+            (video, *copies, lines), ("jpn", "eng", "deu", "fra"), strict=True
+        ):
+            stream.metadata["language"] = language
+        copies[1].metadata["title"] = "for the blind"
+        copies[1].disposition = FORCED
+        out.add_attachment("font.ttf", "font/ttf", b"letters")
+        out.set_chapters(
+            [{"id": 1, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {}}]
+        )
+        sound_packets = [packet for packet in film.demux(first) if packet.size]
+        for packet in sound_packets:
+            packet.stream = copies[0]
+            out.mux(packet)
+        film.seek(0)
+        for packet in film.demux():
+            if packet.size:
+                packet.stream = video if packet.stream.type == "video" else copies[1]
+                out.mux(packet)
+        for packet in texts.demux():
+            if packet.size:
+                packet.stream = lines
+                out.mux(packet)
+
+
+def described(name: str) -> list[tuple[str, str | None, str | None, int]]:
+    with av.open(name) as film:
+        return [
+            (one.type, one.language, one.metadata.get("title"), int(one.disposition))
+            for one in film.streams
+        ]
+
+
+def durations(name: str) -> dict[float, float]:
+    with av.open(name) as film:
+        packets = [packet for packet in film.demux(video=0) if packet.size]
+        return {
+            float(one.pts * one.time_base): float(one.duration * one.time_base) for one in packets
+        }
+
+
+FORCED = 64
+
+
+@pytest.mark.skipif(
+    not hasattr(av.container.OutputContainer, "add_attachment"), reason="needs a newer PyAV"
+)
+def test_languages_chapters_fonts_and_durations_stay(folder, photographs, capsys):
+    make_rich_clip("rich.mkv", photographs["coffee"])
+    assert upscale("rich.mkv", "-o", "out.mkv") == 0
+    assert described("out.mkv") == described("rich.mkv")
+    assert described("out.mkv")[2] == ("audio", "deu", "for the blind", FORCED)
+    assert durations("out.mkv") == durations("rich.mkv") and len(durations("out.mkv")) > 5
+    with av.open("out.mkv") as film:
+        assert [chapter["end"] * chapter["time_base"] for chapter in film.chapters()] == [
+            Fraction(1, 5)
+        ]
+        (font,) = film.streams.attachments
+        assert font.data == b"letters"
+    assert upscale("rich.mkv", "-o", "out.mp4") == 0
+    assert [language for _, language, _, _ in described("out.mp4")][:3] == ["jpn", "eng", "deu"]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split("its ")[1].split()[0] for line in told] == ["subtitle", "attachment"]
+    assert all(line.endswith("does not fit .mp4: left out") for line in told)
+
+
 @pytest.mark.parametrize(("form", "told"), [("bgra", True), ("bgr0", False)])
 def test_transparency_is_not_lost_without_a_word(form, told, folder, photographs, capsys):
     make_clip("clip.mkv", photographs["coffee"], [0, 4], "ffv1", form, sound=False)

@@ -86,7 +86,8 @@ class Kernel:
         dtypes: Dtypes it takes, one for all tensors: autocast's, where that is on. For attention
             those of q, k and v; the table may have another.
         takes: Tells from its arguments whether it can compute them. Attention's is asked before
-            there are q, k and v: with features of their shape, the table and the window's size.
+            there are q, k and v: with features of their shape, the table, the window's size and
+            their dtype.
         differentiable: Whether gradients pass through it.
     """
 
@@ -185,7 +186,7 @@ def _choose_attention(operation: str, args: tuple[Any, ...]) -> Callable[[], Ten
             name in ("Auto", kernel.name)
             and dtype in kernel.dtypes
             and _can_read(kernel, (*given, bias_table))
-            and kernel.takes(x, bias_table, window_size)
+            and kernel.takes(x, bias_table, window_size, dtype)
         ):
             return partial(_attend, kernel, given, bias_table, window_size)
     if name != "Auto":

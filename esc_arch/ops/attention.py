@@ -70,6 +70,8 @@ BACKENDS: dict[str, Kernel] = {
     "Flex": flex,
 }
 KERNELS = ("Fused", "Triton")
+# What Flex failed at: each try is a compilation.
+_flex_fails: set[tuple] = set()
 ATTN_TYPES = ("Auto", *BACKENDS, "FlashBias")
 
 
@@ -217,11 +219,16 @@ def _by_torch(attn_type: str) -> Kernel:
 
 def flex_or_sdpa(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
     """Attend by `flex`, or, where it fails, by `sdpa`, which is said once."""
-    try:
+    if torch.compiler.is_compiling():
         return flex(q, k, v, bias_table, window_size)
-    except BackendUnavailableError as error:
-        _say_once(f"attn_type 'Auto': Flex cannot run here ({error}); SDPA runs instead")
-        return sdpa(q, k, v, bias_table, window_size)
+    how = q.device, q.dtype, q.shape[-1], window_size, torch.is_grad_enabled()
+    if how not in _flex_fails:
+        try:
+            return flex(q, k, v, bias_table, window_size)
+        except BackendUnavailableError as error:
+            _flex_fails.add(how)
+            _say_once(f"attn_type 'Auto': Flex cannot run here ({error}); SDPA runs instead")
+    return sdpa(q, k, v, bias_table, window_size)
 
 
 def flashbias_attention(q: Tensor, k: Tensor, v: Tensor, bias_q: Tensor, bias_k: Tensor) -> Tensor:

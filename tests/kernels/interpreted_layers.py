@@ -3,8 +3,6 @@
 test_triton_kernels.py runs this in a process of its own.
 """
 
-import functools
-import warnings
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -19,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from esc_arch.archs import ESC
 from esc_arch.archs.conv_attn import ConvAttn
 from esc_arch.archs.layers import ConvFFN
-from esc_arch.errors import UserError
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import launches, triton_backend
+from esc_arch.kernels.gpu import launches
 from esc_arch.kernels.gpu.triton_conv_attn import (
     conv_attn_formula,
     conv_attn_runs,
@@ -34,20 +31,12 @@ from esc_arch.kernels.gpu.triton_conv_ffn import (
     triton_conv_ffn_backward,
 )
 from esc_arch.kernels.gpu.window_attention import triton_window_attention
-from esc_arch.ops.attention import attend_in_windows, feature_attention, naive
+from esc_arch.ops.attention import attend_in_windows, naive
 from esc_arch.ops.convolutions import conv_ffn_of_weights
 
 # Errors that are small whatever torch's own are: some units in the last place. The interpreter cuts
 # numbers to bfloat16 where GPUs round.
 SMALL = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(autouse=True)
-def kernels_tried() -> None:
-    """What is noted of calls must not be the first trial of a kernel."""
-    for name in ("attention", "conv_ffn", "conv_attn"):
-        for gradients in (False, True):
-            assert triton_backend.works(name, torch.empty(0, requires_grad=gradients))
 
 
 def random(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -190,68 +179,6 @@ def test_layers_run_through_the_kernels_with_gradients_and_without(name: str) ->
         exact_grads = torch.autograd.grad(exact.square().sum(), list(layer.parameters()))
     for value, right in zip((out, *grads), (exact, *exact_grads), strict=True):
         torch.testing.assert_close(value.double(), right, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("gradients", [False, True])
-def test_a_kernel_that_fails_or_is_wrong_is_said_once_and_its_formula_runs(
-    gradients: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel, *trial = triton_backend._TRIALS["conv_ffn"]
-
-    def fail(*args: Tensor) -> Tensor:
-        raise RuntimeError("no such instruction\nand more")
-
-    tried_anew = functools.cache(triton_backend._works.__wrapped__)
-    monkeypatch.setattr(triton_backend, "_works", tried_anew)
-    layer, x = ConvFFN(16, 3, 2).requires_grad_(gradients), torch.rand(1, 16, 4, 5)
-    for broken, reason in (
-        (fail, "no such instruction"),
-        (lambda *args: 2 * kernel(*args), "is wrong"),
-    ):
-        monkeypatch.setitem(triton_backend._TRIALS, "conv_ffn", (broken, *trial))
-        tried_anew.cache_clear()
-        with pytest.warns(UserWarning, match=f"kernel of conv_ffn.* cannot run here .*{reason}"):
-            layer(x)
-        with warnings.catch_warnings(), kernels_called() as called:
-            warnings.simplefilter("error")
-            out = layer(x)
-        assert not called
-        with choose.switched_off():
-            assert torch.equal(out, layer(x))
-
-
-def test_attention_that_fails_is_said_once_and_an_error_where_it_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(*args: Tensor) -> Tensor:
-        raise RuntimeError("out of resource: shared memory")
-
-    monkeypatch.setattr(
-        triton_backend, "_works", functools.cache(triton_backend._works.__wrapped__)
-    )
-    monkeypatch.setitem(
-        triton_backend._TRIALS, "attention", (fail, *triton_backend._TRIALS["attention"][1:])
-    )
-    q, k, v, table = (x.float() for x in random(*3 * [(1, 16, 5, 6)], (1, 49)))
-    with pytest.warns(UserWarning, match="attention cannot run here .*shared memory.*Auto"):
-        out = feature_attention(q, k, v, table, 4)
-    with warnings.catch_warnings(), kernels_called() as called:
-        warnings.simplefilter("error")
-        assert torch.equal(feature_attention(q, k, v, table, 4), out)
-    assert "triton_window_attention" not in called
-    torch.testing.assert_close(out, attend_in_windows(naive, q, k, v, table, 4))
-    with pytest.raises(UserError, match="'Triton' cannot run here"):
-        feature_attention(q, k, v, table, 4, "Triton")
-
-
-def test_a_recording_in_which_kernels_would_be_tried_is_refused_and_not_remembered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    tried = functools.cache(triton_backend._works.__wrapped__)
-    with pytest.raises(UserError, match="called once before a CUDA graph"):
-        tried("conv_ffn", torch.device("cuda", 0), False)
-    assert tried.cache_info().currsize == 0
 
 
 def test_more_images_than_a_grid_has_places_for_are_left_to_formulas() -> None:

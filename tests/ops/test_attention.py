@@ -166,9 +166,13 @@ def test_names_of_backends_are_case_insensitive():
 
 
 def test_a_backend_without_its_compiler_is_an_error_by_name_only(reference, monkeypatch):
+    tries = []
+
     def broken(*args, **kwargs):
+        tries.append(args)
         raise RuntimeError("no compiler")
 
+    monkeypatch.setattr(attention, "_flex_fails", set())
     monkeypatch.setattr(flex, "_compiled_flex_attention", lambda: broken)
     inputs = [t.float() for t in reference[0]]
     with pytest.raises(UserError, match="attn_type 'Flex' cannot run here: no compiler"):
@@ -176,6 +180,9 @@ def test_a_backend_without_its_compiler_is_an_error_by_name_only(reference, monk
     with pytest.warns(UserWarning, match="SDPA runs instead"):
         out = attention.flex_or_sdpa(*inputs, WINDOW)
     assert relative_error(out, reference[2]) < 1e-5
+    # A compilation that fails takes as long as one that does not, and is not tried again.
+    assert torch.equal(attention.flex_or_sdpa(*inputs, WINDOW), out)
+    assert len(tries) == 2
 
 
 @pytest.mark.parametrize("name", ["Chunked", "SDPA"])

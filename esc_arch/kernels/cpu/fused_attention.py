@@ -32,7 +32,7 @@ def _fault(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
     return fault or _window_fault(q, bias_table.shape[0], window_size)
 
 
-def _takes(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
+def _takes(x: Tensor, bias_table: Tensor, window_size: int, _: torch.dtype) -> bool:
     return _window_fault(x, bias_table.shape[0], window_size) is None
 
 

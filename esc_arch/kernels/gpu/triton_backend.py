@@ -1,21 +1,16 @@
-"""Registers the Triton kernels, and falls back where they fail.
+"""Registers the Triton kernels, and falls back where they fail their trials."""
 
-Each is tried once on a device, on a small input, and compared with its formula; its gradients
-before they are wanted first.
-"""
-
-import functools
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esc_arch.errors import UserError
 from esc_arch.kernels import choose, counts
 from esc_arch.kernels.gpu import launches
 from esc_arch.kernels.gpu.launches import DTYPES
+from esc_arch.kernels.gpu.layouts import channels_last
+from esc_arch.kernels.gpu.trials import TRIALS, Trial, works
 from esc_arch.kernels.gpu.triton_conv_attn import (
     conv_attn_formula,
     conv_attn_runs,
@@ -26,6 +21,8 @@ from esc_arch.kernels.gpu.window_attention import can_run, triton_window_attenti
 from esc_arch.ops import attention, convolutions
 from esc_arch.ops.autocast import without_autocast
 
+# Height and width of features that kernels of layers are tried on: parts of two tiles.
+TRIED = 5, 18
 DEVICES = ("cuda", "cpu") if launches.INTERPRETED else ("cuda",)
 
 
@@ -35,16 +32,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
         return triton_window_attention(q, k, v, bias_table, window_size)[0]
 
 
-def attention_runs(x: Tensor, bias_table: Tensor, window_size: int) -> bool:
+def attention_runs(x: Tensor, bias_table: Tensor, window_size: int, dtype: torch.dtype) -> bool:
     """Tell whether Triton computes attention here; what was registered before it else does."""
-    return can_run(x, bias_table, window_size) and works("attention", x, bias_table)
+    if not can_run(x, bias_table, window_size):
+        return False
+    # A kernel is compiled for images that fill their windows, and for those that do not, where a
+    # question would give a graph for each.
+    filled = not torch.compiler.is_compiling() and all(s % window_size == 0 for s in x.shape[2:])
+    map_shape = 1, 3 * x.shape[1], window_size, window_size + (not filled)
+    gradients = torch.is_grad_enabled()
+    shapes = map_shape, bias_table.shape
+    return works("attention", x.device, dtype, gradients, *shapes, window_size=window_size)
 
 
 def conv_ffn(x: Tensor, *weights: Tensor) -> Tensor:
     """Compute `ops.conv_ffn` by Triton, or by its formula."""
     kernel: Any = triton_conv_ffn
-    run = kernel if works("conv_ffn", x, *weights) else convolutions.conv_ffn_of_weights
-    return run(x, *weights)
+    shapes = (1, x.shape[1], *TRIED), *(weight.shape for weight in weights)
+    right = _layer_works("conv_ffn", (x, *weights), *shapes)
+    return (kernel if right else convolutions.conv_ffn_of_weights)(x, *weights)
 
 
 def conv_attn(x: Tensor, large_kernel: Tensor, conv: Any, aggr: Tensor, bias: Tensor) -> Tensor:
@@ -56,71 +62,31 @@ def conv_attn(x: Tensor, large_kernel: Tensor, conv: Any, aggr: Tensor, bias: Te
     )
     kernel: Any = triton_conv_attn
     args = x, convolved, kernels, aggr, bias
-    return (kernel if works("conv_attn", *args) else conv_attn_formula)(*args)
+    shapes = *((1, each.shape[1], *TRIED) for each in (x, convolved)), (1, *kernels.shape[1:])
+    right = _layer_works("conv_attn", args, *shapes, aggr.shape, bias.shape)
+    return (kernel if right else conv_attn_formula)(*args)
 
 
-def works(name: str, *args: Tensor) -> bool:
-    """Tell whether a kernel works where its arguments are. Graphs do not ask."""
-    if torch.compiler.is_compiling():
-        return True
+def _layer_works(name: str, args: Sequence[Tensor], *shapes: Sequence[int]) -> bool:
     gradients = torch.is_grad_enabled() and any(arg.requires_grad for arg in args)
-    return _works(name, args[0].device, gradients)
+    return works(name, args[0].device, args[0].dtype, gradients, *shapes)
 
 
-@functools.cache
-def _works(name: str, device: torch.device, gradients: bool) -> bool:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A trial waits for the GPU, which would end the recording, and then seem to fail.
-        raise UserError("a network must be called once before a CUDA graph of it is recorded")
-    generator = torch.Generator().manual_seed(0)
-    kernel, formula, *shapes = _TRIALS[name]
-    inputs = [torch.rand(shape, generator=generator).to(device) for shape in shapes]
-    try:
-        with torch.set_grad_enabled(gradients), without_autocast(device.type):
-            pairs = zip(_run(kernel, inputs), _run(formula, inputs), strict=True)
-        wrong = not all(torch.allclose(*pair, atol=0.02, rtol=0.02) for pair in pairs)
-        reason = "its result is wrong" if wrong else None
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # Compilers and drivers fail in too many ways to name.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if reason is not None:
-        instead = "'Auto' is Flex" if name == "attention" else "torch's own operations run"
-        what = f"the Triton kernel of {name}" + (" with its gradients" if gradients else "")
-        warnings.warn(f"{what} cannot run here ({reason}); {instead} instead", stacklevel=2)
-    return reason is None
+def attention_trial(qkv: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
+    """What is tried of attention: queries, keys and values lie as `to_qkv` leaves them."""
+    q, k, v = channels_last(qkv).chunk(3, dim=1)
+    return triton_window_attention(q, k, v, bias_table, window_size)[0]
 
 
-def _run(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """A result and, where gradients are recorded, those of all inputs."""
-    leaves = [x.clone().requires_grad_(torch.is_grad_enabled()) for x in inputs]
-    result = function(*leaves)
-    if not result.requires_grad:
-        return [result]
-    return [result.detach(), *torch.autograd.grad(result.sum(), leaves)]
+def attention_formula(qkv: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
+    """What it must compute, without the scores of all heads at once."""
+    args = *qkv.chunk(3, dim=1), bias_table, window_size
+    return attention.attend_in_windows(attention.BACKENDS["Chunked"], *args)
 
 
-def _attention_kernel(*args: Tensor) -> Tensor:
-    return triton_window_attention(*args, 4)[0]
-
-
-def _attention_formula(*args: Tensor) -> Tensor:
-    return attention.attend_in_windows(attention.BACKENDS["Naive"], *args, 4)
-
-
-# Of each: the kernel, its formula, and the shapes of what they are given.
-_FEATURES = (1, 16, 4, 4)
-_TRIALS: dict[str, tuple[Any, ...]] = {
-    "attention": (_attention_kernel, _attention_formula, *3 * (_FEATURES,), (1, 49)),
-    "conv_ffn": (
-        *(triton_conv_ffn, convolutions.conv_ffn_of_weights, _FEATURES),
-        *((16, 16, 1, 1), (16,), (16, 1, 3, 3), (16,), (16, 16, 1, 1), (16,)),
-    ),
-    "conv_attn": (
-        *(triton_conv_attn, conv_attn_formula, _FEATURES),
-        *((1, 8, 4, 4), (1, 8, 3, 3), (16, 16, 1, 1), (16,)),
-    ),
-}
+TRIALS["attention"] = Trial(attention_trial, attention_formula, "'Auto' is Flex")
+TRIALS["conv_ffn"] = Trial(triton_conv_ffn, convolutions.conv_ffn_of_weights)
+TRIALS["conv_attn"] = Trial(triton_conv_attn, conv_attn_formula)
 
 for device in DEVICES:
     for operation, kernel, takes in (

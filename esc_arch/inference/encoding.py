@@ -128,9 +128,7 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
     image = image.copy(interpretation=spaces[image.bands > 2])
     exif = upright_exif(metadata.exif, image.width, image.height)
     image.set_type(vips.GValue.gdouble_type, "xres", 1.0)
-    for name, blob in (("icc-profile-data", metadata.icc_profile), ("xmp-data", metadata.xmp)):
-        if blob is not None:
-            image.set_type(vips.GValue.blob_type, name, blob)
+    blobs = {"xmp-data": metadata.xmp}
     keep = 2 + 8  # XMP and profile.
     if metadata.resolution is not None:
         image = image.copy(xres=metadata.resolution[0], yres=metadata.resolution[1])
@@ -144,12 +142,12 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
             chunks[b"iCCP"] = icc_chunk(metadata.icc_profile)
         # Where none is known libvips makes up a resolution.
         unknown = (b"pHYs",) if metadata.resolution is None else ()
-        writer = ChunkWriter(file, chunks, dropped=(b"eXIf", b"iCCP", *unknown))
+        writer = ChunkWriter(file, chunks, unknown)
         # Paeth at level 6 makes files of the size of "all filters" in half the time.
         options = {"compression": 6, "filter": "paeth"}
     else:
-        if exif is not None:
-            image.set_type(vips.GValue.blob_type, "exif-data", b"Exif\0\0" + exif)
+        blobs["icc-profile-data"] = metadata.icc_profile
+        blobs["exif-data"] = exif and b"Exif\0\0" + exif
         keep += 1
         quality = encoding.quality or 95
         options = {
@@ -157,6 +155,9 @@ def _save(vips: Any, image: Any, file: BinaryIO, metadata: Metadata, encoding: E
             "webp": {"lossless": True} if encoding.quality in (None, 100) else {"Q": quality},
             "tiff": {"compression": "deflate", "predictor": "horizontal", "resunit": "inch"},
         }[encoding.format]
+    for name, blob in blobs.items():
+        if blob:
+            image.set_type(vips.GValue.blob_type, name, blob)
     failures: list[BaseException] = []
     target = _target(vips, writer, file, failures)
     try:

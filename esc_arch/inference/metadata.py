@@ -30,6 +30,12 @@ class Metadata:
     xmp: bytes | None = None
     resolution: tuple[float, float] | None = None
 
+    def of(self, channels: int) -> "Metadata":
+        """Without a profile of other colours than the picture's, which has 1 to 4 channels."""
+        space = b"GRAY" if channels < 3 else b"RGB "
+        fits = self.icc_profile is not None and self.icc_profile[16:20] == space
+        return self if fits else replace(self, icc_profile=None)
+
     def stripped(self) -> "Metadata":
         """Only what says which colours the values mean."""
         return replace(self, exif=None, xmp=None, resolution=None)

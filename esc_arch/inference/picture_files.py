@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from esc_arch.errors import UserError, printable
+from esc_arch.file_kinds import HEAD, other_kind
+from esc_arch.inference.bmp_files import beyond_palette, is_bmp
 from esc_arch.inference.metadata import Metadata, orientation
-from esc_arch.inference.other_kinds import other_kind
 from esc_arch.inference.png_chunks import (
     COLOUR_CHUNKS,
     PALETTE,
@@ -33,9 +35,10 @@ PICTURE_SUFFIXES = frozenset(
     for suffix in ("png", "jpg", "jpeg", "jpe", "jfif", "jif", "webp", "tif", "tiff", "bmp", "dib")
 )
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
-_HEAD = 64
 _FINEST = 1e6
 _FLOATS = ("float", "double")
+# Other warnings on a JPEG, as of bytes that are too many between its parts, cost no pixels.
+_PIXELS_LOST = re.compile(r"premature end|bad \w+ code|instead of RST|before marker 0xd[0-7]")
 _importing = threading.Lock()
 
 
@@ -121,7 +124,7 @@ def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
     """As `read_picture`, but only the header is read now."""
     path = Path(path)
     with _open_regular(path) as file:
-        head = file.read(_HEAD)
+        head = file.read(HEAD)
         kind = _sniff(head)
         if kind is None:
             what = f"is {found}, " if (found := other_kind(head)) else ""
@@ -175,7 +178,7 @@ def _sniff(head: bytes) -> str | None:
         return "webp"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiff"
-    return "bmp" if head[:2] == b"BM" else None
+    return "bmp" if is_bmp(head) else None
 
 
 def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | None) -> Source:
@@ -255,8 +258,7 @@ def _check_pixels(vips: Any, path: Path, kind: str, chunks: dict[bytes, bytes]) 
         try:
             _load(vips, path, kind, {"fail_on": "warning"}, []).avg()
         except vips.Error as error:
-            # Other warnings, as of bytes that are too many, cost no pixels.
-            if "premature end" in error.detail or "bad Huffman code" in error.detail:
+            if _PIXELS_LOST.search(error.detail):
                 raise
         return
     depth, colours = chunks.get(b"IHDR", bytes(10))[8:10]
@@ -321,8 +323,10 @@ def _conversion(
     if kind in ("cmyk", "lab", "labs"):
         of_8_bits = image.get_typeof("bits-per-sample") and image.get("bits-per-sample") == 8
         depth = 8 if values == "uchar" or of_8_bits else 16
-        with_profile = metadata.icc_profile is not None
-        how = "its profile" if with_profile else "a usual profile, since it names none"
+        # libvips passes over what is no whole profile of this kind.
+        own = metadata.icc_profile or b""
+        fits = own[16:20] == b"CMYK" and len(own) >= int.from_bytes(own[:4], "big") > 128
+        how = "its profile" if fits else "a usual profile, since it has none"
         if kind != "cmyk":
             how = "its definition"
         notes.append(f"{shown}: {kind.upper().rstrip('S')}, converted to sRGB by {how}")
@@ -338,10 +342,7 @@ def _conversion(
         return lambda image: (image * 65535).rint().cast("ushort").copy(interpretation=space), plain
     if values not in ("uchar", "ushort"):
         raise UserError(f"{shown}: its values are numbers of the kind '{values}'; {SAVE_AS}")
-    space = b"GRAY" if image.bands < 3 else b"RGB "
-    if metadata.icc_profile is not None and metadata.icc_profile[16:20] != space:
-        metadata = replace(metadata, icc_profile=None)
-    return lambda image: image, metadata
+    return lambda image: image, metadata.of(image.bands)
 
 
 def _to_srgb(image: Any, kind: str, depth: int) -> Any:
@@ -373,11 +374,6 @@ def damaged(path: Path, error: Exception) -> Exception:
         with _open_regular(path) as file:
             reason = png_fault(read_chunks(file)) or "its header cannot be read"
     return UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
-
-
-def beyond_palette(path: Path, named: int) -> str:
-    """The line on a picture with other colours than those of its palette."""
-    return f"{printable(path)}: damaged: it has pixels of colours beyond the {named} of its palette"
 
 
 def tells_of_memory(reason: str) -> bool:

@@ -1,8 +1,7 @@
-"""Reading and writing the plainest pictures by Pillow: BMP, and where libvips is missing."""
+"""Reading and writing the plainest pictures by Pillow, where libvips is missing; and BMP."""
 
 import functools
 import io
-import struct
 import sys
 import warnings
 from pathlib import Path
@@ -11,14 +10,9 @@ from typing import Any
 import numpy as np
 
 from esc_arch.errors import UserError, printable
+from esc_arch.inference.bmp_files import beyond_palette, read_bmp
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.picture_files import (
-    Picture,
-    Source,
-    beyond_palette,
-    damaged,
-    source_in_memory,
-)
+from esc_arch.inference.picture_files import Picture, Source, damaged, source_in_memory
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
 
 
@@ -30,13 +24,18 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
     """
     from PIL import Image, ImageOps
 
-    if kind != "bmp":
-        _tell_once()
     shown = printable(path)
+    if kind == "bmp":
+        if page not in (None, 1):
+            raise UserError(f"{shown}: --page {page}: it has 1")
+        return source_in_memory(Picture(*read_bmp(path, path.read_bytes())), path)
+    _tell_once()
     if kind == "tiff" or page not in (None, 1):
         raise UserError(f"{shown}: needs libvips, which is not installed; {_INSTALL}")
-    if (fault := _fault(path, kind)) is not None:
-        raise UserError(f"{shown}: {fault}")
+    with open(path, "rb") as file:
+        deep = kind == "png" and file.read(25)[24:] == b"\x10"
+    if deep:
+        raise UserError(f"{shown}: 16 bits a value need libvips; {_INSTALL}")
     try:
         with warnings.catch_warnings(), Image.open(path, formats=[kind.upper()]) as image:
             warnings.simplefilter("ignore")
@@ -58,14 +57,13 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
         # Pillow raises a different class for each kind of damage in each format.
         raise damaged(path, error) from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    if profile is not None and profile[16:20] != (b"GRAY" if pixels.shape[2] < 3 else b"RGB "):
-        profile = None
     colours = {}
     if kind == "png":
         with open(path, "rb") as file:
             chunks = read_chunks(file)
         colours = {name: chunks[name] for name in COLOUR_CHUNKS if name in chunks}
-    return source_in_memory(Picture(pixels, Metadata(profile, colours, exif)), path)
+    metadata = Metadata(profile, colours, exif).of(pixels.shape[2])
+    return source_in_memory(Picture(pixels, metadata), path)
 
 
 def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:
@@ -95,21 +93,6 @@ def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:
 
 
 _INSTALL = "install it with: pip install 'pyvips[binary]'"
-
-
-def _fault(path: Path, kind: str) -> str | None:
-    """Why Pillow would not read a file right, if so."""
-    with open(path, "rb") as file:
-        head = file.read(70).ljust(70, b"\0")
-    if kind == "png" and head[24] == 16:
-        return f"16 bits a value need libvips; {_INSTALL}"
-    if kind == "bmp":
-        size, bits, compression, alpha_bits = struct.unpack_from("<I10xHI32xI", head, 14)
-        if size >= 40 and compression == 2:
-            return "compressed by RLE4; save it as PNG"
-        if size >= 56 and compression and bits == 16 and alpha_bits:
-            return "16 bits a pixel with transparency; save it as PNG"
-    return None
 
 
 @functools.cache

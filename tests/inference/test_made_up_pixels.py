@@ -42,16 +42,6 @@ def png(values: np.ndarray, depth: int, colour: int, *extra: tuple[bytes, bytes]
     return SIGNATURE + b"".join(chunk(*each) for each in chunks)
 
 
-def bmp(bits: int, rows: list[bytes], compression: int = 0, extra: bytes = b"", used: int = 0):
-    """A BMP of the rows from bottom to top, with bit masks or a palette behind its header."""
-    masks = len(extra) if compression == 3 else 0
-    body = b"".join(row + bytes(-len(row) % 4) for row in rows)
-    sizes = (40 + masks, WIDTH, HEIGHT, 1, bits, compression, len(body), 0, 0, used, 0)
-    start = 54 + len(extra)
-    head = b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start)
-    return head + struct.pack("<IiiHHIIiiII", *sizes) + extra + body
-
-
 @pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 def test_png_with_colours_beyond_its_palette_is_no_black_one(depth, transparent, tmp_path):
@@ -63,48 +53,6 @@ def test_png_with_colours_beyond_its_palette_is_no_black_one(depth, transparent,
     values[-1, -1] = named
     path.write_bytes(png(values, depth, 3, *chunks))
     refused(path, f"damaged: it has pixels of colours beyond the {named} of its palette")
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_bmp_with_colours_beyond_its_palette_is_no_black_one(bits, tmp_path):
-    path, values = tmp_path / "a.bmp", (ACROSS + 3 * DOWN) % 12
-    palette = np.pad(COLOURS[:12, ::-1], [(0, 0), (0, 1)]).tobytes()
-    for beyond in (False, True):
-        values[0, 0] = 12 if beyond else 0
-        stored = values if bits == 8 else np.pad(values, [(0, 0), (0, 1)])
-        stored = stored if bits == 8 else stored[:, ::2] * 16 + stored[:, 1::2]
-        rows = [row.astype(np.uint8).tobytes() for row in stored[::-1]]
-        path.write_bytes(bmp(bits, rows, extra=palette, used=12))
-        if not beyond:
-            assert np.array_equal(read_picture(path).pixels, COLOURS[values])
-    refused(path, "damaged: it has pixels of colours beyond the 12 of its palette")
-
-
-def test_transparency_of_16_bit_bmp_is_not_lost_without_a_word(tmp_path):
-    path, masks = tmp_path / "a.bmp", [0x7C00, 0x3E0, 0x1F]
-    five = RGB.astype(np.uint16) >> 3
-    values = (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).astype("<u2")
-    rows = [row.tobytes() for row in values[::-1]]
-    path.write_bytes(bmp(16, rows, 3, struct.pack("<4I", *masks, 0)))
-    assert np.abs(read_picture(path).pixels.astype(int) - RGB).max() <= 8
-    path.write_bytes(bmp(16, rows, 3, struct.pack("<4I", *masks, 0x8000)))
-    refused(path, "16 bits a pixel with transparency; save it as PNG")
-
-
-def test_bmp_of_an_odd_number_of_packed_pixels_is_not_read_as_another(tmp_path):
-    path, values = tmp_path / "a.bmp", (ACROSS + DOWN) % 16
-    rows = [bytes([0, WIDTH]) + packed(row[None], 4)[1:] + b"\0\0" for row in values[::-1]]
-    palette = np.pad(COLOURS[:16, ::-1], [(0, 0), (0, 1)]).tobytes()
-    path.write_bytes(bmp(4, [b"".join(rows) + b"\0\1"], 2, palette))
-    refused(path, "compressed by RLE4; save it as PNG")
-
-
-def test_bmp_of_too_many_pixels_is_told_so(tmp_path):
-    path = tmp_path / "a.bmp"
-    content = bytearray(bmp(24, []))
-    content[18:26] = struct.pack("<ii", 60_000, 60_000)
-    path.write_bytes(content)
-    refused(path, "has more than [0-9]+ megapixels; save it as PNG")
 
 
 def jpeg(**options) -> bytes:
@@ -122,6 +70,16 @@ def test_jpeg_of_which_pixels_are_missing_is_no_grey_one(tmp_path):
     taller[place : place + 2] = struct.pack(">H", 400)
     path.write_bytes(taller)
     refused(path, "damaged, or not a picture: .*premature end")
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.8])
+def test_jpeg_of_which_a_part_between_restarts_is_missing_is_refused(part, tmp_path):
+    path, content = tmp_path / "a.jpg", jpeg(restart_marker_rows=1)
+    path.write_bytes(content)
+    assert read_picture(path).pixels.shape == (160, 200, 3)
+    place = int(len(content) * part)
+    path.write_bytes(content[:place] + content[place + 200 :])
+    refused(path, "damaged, or not a picture: ")
 
 
 @pytest.mark.parametrize("progressive", [False, True])

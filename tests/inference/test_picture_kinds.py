@@ -343,6 +343,12 @@ def test_a_ratio_of_sides_is_no_resolution(tmp_path):
         (b"<svg xmlns='x'/>", "is XML, such as SVG"),
         (b"\n<!DOCTYPE html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\r\n", "is a Git LFS pointer"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "is an AVIF"),
+        (b"\0\0\0\x18ftypmsf1\0\0\0\0hevc", "is an HEIC"),
+        (b"\x89PNG\n\x1a\n", "is a PNG that was damaged when it was sent as text"),
+        (b"<!-- of a map --><svg/>", "is XML, such as SVG"),
+        (b"Pf\n1 1\n-1.0\n", "is a netpbm picture"),
         (b"some text", "not a picture that can be read"),
     ],
 )

@@ -1,6 +1,5 @@
 """What kind of file a checkpoint is, by its content; the names of files do not decide."""
 
-import codecs
 import json
 import os
 import stat
@@ -8,12 +7,12 @@ import zipfile
 from pathlib import Path
 
 from esc_arch.errors import UserError, printable
+from esc_arch.file_kinds import HEAD, other_kind
 
 # More than this in front of the tensors is no header that a network needs.
 _LARGEST_HEADER = 100_000_000
 # A file of tensors is stored, not compressed; one that says it unpacks to more is a bomb.
 _LARGEST_RATIO = 20
-_HEAD = 1024
 
 
 def require_regular_file(path: Path) -> int:
@@ -47,39 +46,17 @@ def kind_of(path: Path) -> str:
     size = require_regular_file(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
     except OSError as error:
         raise UserError(f"{printable(path)}: cannot be read: {error.strerror}") from None
-    if not head:
-        raise UserError(f"{printable(path)}: is empty; not a checkpoint")
     if head.startswith(b"PK"):
         return "zip"
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{printable(path)}: is a Git LFS pointer, not the file itself; get that with: "
-            "git lfs pull"
-        )
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise UserError(f"{printable(path)}: is a web page, not a checkpoint; download it again")
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= max(size, _LARGEST_HEADER):
         return "safetensors"
-    text = _as_text(head)
-    if text is not None:
-        options = "network_g:" in text or path.suffix.lower() in (".yml", ".yaml")
-        kind = "an option file" if options else f"text ('{printable(text.strip()[:20])}...')"
-        raise UserError(f"{printable(path)}: is {kind}, not a checkpoint")
+    if (found := other_kind(head)) is not None:
+        raise UserError(f"{printable(path)}: is {found}, not a checkpoint")
     return "pickle"
-
-
-def _as_text(head: bytes) -> str | None:
-    try:
-        # The last character may be cut.
-        text = head.decode("utf-8", "strict" if len(head) < _HEAD else "ignore")
-    except UnicodeDecodeError:
-        return None
-    return text if all(c.isprintable() or c in "\t\r\n" for c in text) else None
 
 
 def check_zip(path: Path) -> None:
@@ -92,6 +69,11 @@ def check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
+        if any(name.endswith("constants.pkl") for name in names):
+            raise UserError(
+                f"{printable(path)}: is a TorchScript archive, which has code in it; not a "
+                "checkpoint: save the network's state_dict()"
+            )
         if not any(name.endswith("data.pkl") for name in names):
             first = f", with '{printable(names[0])}' in it" if names else ""
             raise UserError(

@@ -19,13 +19,15 @@ _WRAPPERS = (
     *("model_state_dict", "state_dict", "model", "net_g", "netG", "generator", "net"),
     *("network_g", "network", "weights", "g"),
 )
-_PREFIXES = (
-    *("module.", "_orig_mod.", "net_g.", "netG.", "generator.", "model.", "net."),
-    *("params_ema.", "params."),
-)
 # Of several networks in one mapping, of a Lightning module or of a .safetensors file that another
-# was flattened into, those that are the generator's and the averaged ones.
-_GENERATORS = ("net_g.", "netG.", "generator.", "params_ema.", "params.")
+# was flattened into, those that are the generator's and the averaged ones, the best first.
+_GENERATORS = (
+    *("ema_model.", "model_ema.", "net_g_ema.", "generator_ema.", "params_ema."),
+    *("net_g.", "netG.", "generator.", "params."),
+)
+_PREFIXES = (*_GENERATORS, "model.", "net.")
+# What torch puts into names where it wraps a network or a part of one.
+_OF_TORCH = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _DEEPEST = 8
 # Times that weights may be shared by layers.
 _MOST_SHARES = 8
@@ -148,12 +150,12 @@ def _find(state: Mapping[str, Any], param_key: str | None) -> Mapping[str, Tenso
             return state
         if param_key is None:
             return None
-        keys = [
-            key for key in (*wanted, *others, *_WRAPPERS) if isinstance(state.get(key), Mapping)
-        ]
-        if not keys:
+        inner = [key for key, value in state.items() if isinstance(value, Mapping)]
+        known = [key for key in (*wanted, *others, *_WRAPPERS) if key in inner]
+        # A name that is not known counts where it stands alone.
+        if not known and len(inner) != 1:
             return None
-        state = state[keys[0]]
+        state = state[(known or inner)[0]]
     return None
 
 
@@ -175,17 +177,20 @@ def _deepest_keys(state: Mapping[Any, Any]) -> list[Any]:
 def _without_prefixes(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # What torch's averaged models count beside the weights.
     params = {name: value for name, value in params.items() if name != "n_averaged"}
+    found = {}
+    for name, value in params.items():
+        found[".".join(part for part in name.split(".") if part not in _OF_TORCH)] = value
+    found = found if len(found) == len(params) else params
     for prefix in _GENERATORS:
-        own = {name: value for name, value in params.items() if name.startswith(prefix)}
+        own = {name: value for name, value in found.items() if name.startswith(prefix)}
         if own:
-            params = own
+            found = own
             break
-    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in params)), None):
-        params = {name.removeprefix(prefix): value for name, value in params.items()}
-        if not params:
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in found)), None):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+        if not found:
             break
-    # Or in front of some only, as DataParallel around a part of a network leaves it.
-    return {name.removeprefix("module."): value for name, value in params.items()}
+    return found
 
 
 def _check_shares(tensors: Collection[Tensor], where: str) -> None:

@@ -69,6 +69,8 @@ WRAPPERS = [
     ["ema", "state_dict"],
     ["network_g"],
     ["weights"],
+    ["my_network"],
+    ["checkpoint", "swa"],
     [],
 ]
 PREFIXES = [
@@ -81,6 +83,8 @@ PREFIXES = [
     ["generator.", "module."],
     ["params_ema."],
     ["params.", "module."],
+    ["ema_model.", "module."],
+    ["_fsdp_wrapped_module."],
     [],
 ]
 
@@ -110,6 +114,29 @@ def test_floats_of_8_bits_are_refused(folder, params):
     name = next(iter(params))
     torch.save({**params, name: params[name].to(torch.float8_e4m3fn)}, "net.pth")
     assert f"'{name}' is of torch.float8_e4m3fn; save it in float16" in refusal("net.pth")
+
+
+@pytest.mark.parametrize("part", ["module", "_orig_mod", "_checkpoint_wrapped_module"])
+def test_what_torch_wraps_within_a_network_is_unwrapped(part, folder, params):
+    names = {name: name.replace("blocks.0.", f"blocks.0.{part}.") for name in params}
+    torch.save({names[name]: value for name, value in params.items()}, "net.pth")
+    assert read_checkpoint("net.pth").best.keys() == params.keys()
+    # Neither of two tensors of one name is taken for the other.
+    torch.save({f"{part}.proj.weight": params["proj.weight"] + 1, **params}, "net.pth")
+    assert f"such as '{part}.proj.weight'" in refusal("net.pth")
+
+
+@pytest.mark.parametrize(
+    "best, other",
+    [("ema_model.", "online_model."), ("generator_ema.", "generator."), ("net_g_ema.", "net_g.")],
+)
+def test_of_an_averaged_and_a_plain_network_the_averaged_is_taken(best, other, folder, params):
+    state = {other + name: value + 1 for name, value in params.items()}
+    state |= {best + name: value for name, value in params.items()}
+    torch.save({**state, "initted": torch.tensor(True), "step": torch.tensor(5)}, "net.pth")
+    found = read_checkpoint("net.pth").best
+    assert found.keys() == params.keys()
+    assert all(torch.equal(found[name], value) for name, value in params.items())
 
 
 def test_of_a_lightning_module_the_generator_is_taken(folder, params):
@@ -145,6 +172,15 @@ def test_content_decides_and_not_the_name(name, form, folder, params):
     "content, told",
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n", "Git LFS pointer"),
+        (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\r\noid sha256:aa\r\n", "LFS"),
+        ("version https://hawser.github.com/spec/v1\noid sha256:a".encode("utf-16"), "Git LFS"),
+        (b'{"metadata": {}, "weight_map": {"proj.weight": "1.safetensors"}}', "index of several"),
+        (b"<!-- 404 --><h1>Not found</h1>", "web page"),
+        (b"\x1f\x8b\x08" + bytes(500), "is compressed by gzip"),
+        (b"BZh9" + bytes(500), "is compressed by bzip2"),
+        (b"net.pth".ljust(257, b"\0") + b"ustar" + bytes(500), "is a tar archive"),
+        (b"\x93NUMPY\1\0" + bytes(500), "is an array of NumPy"),
+        (b"\x08\x07\x12\x07pytorch" + bytes(500), "is a network for TensorFlow Lite or ONNX"),
         (b"<!DOCTYPE html>\n<html></html>", "web page"),
         (b"  \n<HTML><body>Sign in", "web page"),
         (b'<?xml version="1.0"?><Error/>', "web page"),
@@ -152,7 +188,7 @@ def test_content_decides_and_not_the_name(name, form, folder, params):
         (b"name: x\nnetwork_g:\n  type: ESC\n", "is an option file"),
         (b"", "is empty"),
         (bytes(4000), "not a checkpoint"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG, not a checkpoint"),
         (b"\x80\x02}q\x00.", "not a checkpoint"),
     ],
 )
@@ -166,6 +202,13 @@ def test_a_zip_of_something_else_is_named(folder):
     with zipfile.ZipFile("net.pth", "w") as archive:
         archive.writestr("photos/cat.png", b"1")
     assert "is a zip of something else, with 'photos/cat.png' in it" in refusal("net.pth")
+
+
+def test_torchscript_is_named(folder):
+    with zipfile.ZipFile("net.pth", "w") as archive:
+        archive.writestr("net/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("net/constants.pkl", b"\x80\x02)q\x00.")
+    assert "is a TorchScript archive" in refusal("net.pth")
 
 
 def test_a_zip_that_unpacks_to_far_more_is_refused(folder, params):

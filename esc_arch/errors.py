@@ -1,6 +1,8 @@
 """The errors that users can cause, and text of unknown origin made fit for a line."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -38,6 +40,22 @@ def printable(text: object) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in str(text)
     )
+
+
+@contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Tell in one line of a file on a disk that fails, or on a share that goes away.
+
+    Args:
+        path: The file that is read within.
+
+    Raises:
+        UserError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def nearest_first(written: object, known: Iterable[str], most: int = 8) -> str:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from esc_arch.errors import UserError, printable
+from esc_arch.errors import UserError, printable, reading
 from esc_arch.file_kinds import HEAD, other_kind
 from esc_arch.inference.bmp_files import beyond_palette, is_bmp
 from esc_arch.inference.metadata import Metadata, orientation
@@ -123,17 +123,20 @@ def read_picture(path: str | os.PathLike, page: int | None = None) -> Picture:
 def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
     """As `read_picture`, but only the header is read now."""
     path = Path(path)
-    with _open_regular(path) as file:
-        head = file.read(HEAD)
-        kind = _sniff(head)
-        if kind is None:
-            what = f"is {found}, " if (found := other_kind(head)) else ""
-            raise UserError(f"{printable(path)}: {what}not a picture that can be read ({KINDS})")
-        if kind != "bmp" and (vips := vips_or_none()) is not None:
-            return _open_vips(vips, path, file, kind, page)
-    from esc_arch.inference.plain_pictures import open_plain
+    with reading(path):
+        with _open_regular(path) as file:
+            head = file.read(HEAD)
+            kind = _sniff(head)
+            if kind is None:
+                what = f"is {found}, " if (found := other_kind(head)) else ""
+                raise UserError(
+                    f"{printable(path)}: {what}not a picture that can be read ({KINDS})"
+                )
+            if kind != "bmp" and (vips := vips_or_none()) is not None:
+                return _open_vips(vips, path, file, kind, page)
+        from esc_arch.inference.plain_pictures import open_plain
 
-    return open_plain(path, kind, page)
+        return open_plain(path, kind, page)
 
 
 def vips_or_none() -> Any:

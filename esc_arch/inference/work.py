@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from esc_arch.errors import UserError, printable
+from esc_arch.errors import UserError, printable, reading
 from esc_arch.inference.encoding import Encoding, save_rows
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.picture_files import Picture, Source, open_picture
@@ -300,7 +300,8 @@ def _about(source: Path, error: UserError) -> UserError:
 @contextmanager
 def _memory(job: Job, source: Source) -> Iterator[None]:
     try:
-        yield
+        with reading(job.source):
+            yield
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise _too_large(job, source) from error
     except RuntimeError as error:

@@ -100,9 +100,10 @@ def test_circles_pipes_and_broken_links_are_told_and_the_others_done(folder, cap
     os.symlink("../in", "in/up")
     os.mkfifo("in/pipe.png")
     os.symlink("/dev/zero", "in/zero.png")
+    os.symlink("/proc/self/mem", "in/failing.png")  # A regular file of which no byte can be read.
     assert upscale("in", "in/pipe.png", "/dev/zero", "-o", "out") == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6 and all(line.startswith("basicsr: error: ") for line in lines)
+    assert len(lines) == 7 and all(line.startswith("basicsr: error: ") for line in lines)
     assert sorted(path.name for path in Path("out").rglob("*.png")) == ["a.png"]
 
 

@@ -28,6 +28,7 @@ from esc_arch.inference.png_chunks import (
     read_chunks,
 )
 from esc_arch.inference.tiff_pages import SAVE_AS, full_pages, load_tiff
+from esc_arch.prepare.bounds import file_fault
 
 # What names of pictures end in.
 PICTURE_SUFFIXES = frozenset(
@@ -132,6 +133,8 @@ def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
                 raise UserError(
                     f"{printable(path)}: {what}not a picture that can be read ({KINDS})"
                 )
+            if (fault := file_fault(file)) is not None:
+                raise UserError(f"{printable(path)}: {fault}")
             if kind != "bmp" and (vips := vips_or_none()) is not None:
                 return _open_vips(vips, path, file, kind, page)
         from esc_arch.inference.plain_pictures import open_plain

@@ -37,7 +37,8 @@ def read_chunks(file: BinaryIO) -> dict[bytes, bytes]:
     file.seek(len(SIGNATURE))
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", head)
-        if name == b"IEND":
+        # Zeros after the last chunk, of which a file with holes has gigabytes, are none.
+        if name == b"IEND" or not name.isalpha():
             break
         # A capital letter says that no reader may pass over it.
         wanted = name in _WANTED or name[:1].isupper() and name != b"IDAT"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from esc_arch.errors import UserError
+from esc_arch.prepare.bounds import file_fault
 from esc_arch.prepare.headers import UPRIGHT, read_header
 
 IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
@@ -86,6 +87,8 @@ def read_image(path: Path) -> tuple[np.ndarray, bool]:
         content = read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    if (fault := file_fault(io.BytesIO(content))) is not None:
+        raise UserError(f"{path}: {fault}")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.format == "PNG":

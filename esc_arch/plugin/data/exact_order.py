@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from esc_arch.errors import UserError, printable
 from esc_arch.plugin.compat.data_loading import refuse_unreadable_lmdb
 from esc_arch.plugin.random_states import random_states_kept
+from esc_arch.prepare.bounds import file_fault
 from esc_arch.prepare.headers import read_header
 
 
@@ -215,10 +216,10 @@ class GuardedDataset(Dataset):
         raise BadSampleError(f"{self.section}: not one of {len(self)} samples can be read")
 
     def _refuse_what_may_not_end(self, index: int) -> None:
-        """Refuse a pipe or a device in place of an image's file."""
+        """Refuse a pipe or a device in place of an image's file, and one of far too much work."""
         for side, path in self._files(index).items():
-            if not self._is_key(side) and _may_not_end(path):
-                raise ValueError(_NO_FILE)
+            if not self._is_key(side) and (fault := _may_not_end(path)) is not None:
+                raise ValueError(fault)
 
     def _is_key(self, side: str) -> bool:
         return str(self.roots[side] or "").endswith(".lmdb")
@@ -267,7 +268,7 @@ class GuardedDataset(Dataset):
         for side, path in self._files(index).items():
             is_key = self._is_key(side)
             name = f"key '{path}' of {self.roots[side]}" if is_key else path
-            fault = _NO_FILE if not is_key and _may_not_end(path) else None
+            fault = None if is_key else _may_not_end(path)
             if fault is None and read is not None:
                 fault = _fault(read, path, side)
             if fault is not None:
@@ -297,12 +298,16 @@ class GuardedDataset(Dataset):
             )
 
 
-_NO_FILE = "is a folder, a pipe or a device; an image file is needed"
-
-
-def _may_not_end(path: str) -> bool:
-    """Whether reading a path may never end, or is no reading at all."""
-    return os.path.exists(path) and not os.path.isfile(path)
+def _may_not_end(path: str) -> str | None:
+    """Why reading a path may never end, or is no reading at all."""
+    if not os.path.isfile(path):
+        there = os.path.exists(path)
+        return "is a folder, a pipe or a device; an image file is needed" if there else None
+    try:
+        with open(path, "rb") as file:
+            return file_fault(file)
+    except OSError:
+        return None  # Whoever reads it says more.
 
 
 def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 from esc_arch.plugin.data.real_folders import images_below
 from esc_arch.plugin.preflight.table import is_number
 from esc_arch.plugin.preflight.wording import one_line, show
+from esc_arch.prepare.bounds import file_fault
 from esc_arch.prepare.headers import Header, read_header
 
 # Pictures of a data set that are looked at first, and seconds for all others.
@@ -46,7 +47,7 @@ class Pictures:
         if name not in self.headers and not self.is_lmdb:
             path = os.path.join(self.root, name)
             # Whatever names it, neither a pipe nor a device, which need not end.
-            regular = os.path.isfile(path)
+            regular = os.path.isfile(path) and not _takes_far_too_long(path)
             self.headers[name] = (read_header(path) or _decoded(path)) if regular else None
         return self.headers.get(name)
 
@@ -61,6 +62,14 @@ class Pictures:
                 if not self.is_lmdb and time.monotonic() > end:
                     return
                 yield name
+
+
+def _takes_far_too_long(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file_fault(file) is not None
+    except OSError:
+        return True
 
 
 def _decoded(path: str) -> Header | None:

@@ -16,6 +16,7 @@ import numpy as np
 from esc_arch.errors import UserError, printable
 from esc_arch.films import CODECS
 from esc_arch.films.joining import join
+from esc_arch.films.opening import opened
 from esc_arch.films.segments import FRAMES, Segments
 from esc_arch.inference.picture_files import Picture
 from esc_arch.whole_files import replacing
@@ -126,7 +127,7 @@ def _told_of(source: Path) -> Iterator[None]:
 
 
 def _facts(source: Path) -> Facts:
-    with av.open(str(source)) as film:
+    with opened(source) as film:
         if not film.streams.video:
             raise UserError(f"{printable(source)}: has no pictures in it")
         stream = film.streams.video[0]
@@ -162,7 +163,7 @@ def _facts(source: Path) -> Facts:
 def _frames(source: Path, facts: Facts, skip: int) -> Iterator[tuple[Picture, int, int]]:
     """Frames upright, with when and how long each is shown; the first ones are left out."""
     form = "rgb48le" if facts.deep else "rgb24"
-    with av.open(str(source)) as film:
+    with opened(source) as film:
         stream = film.streams.video[0]
         stream.thread_type = "AUTO"
         for number, frame in enumerate(film.decode(stream)):

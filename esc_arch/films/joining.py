@@ -9,6 +9,7 @@ from typing import Any
 import av
 
 from esc_arch.errors import UserError, printable
+from esc_arch.films.opening import opened
 from esc_arch.films.segments import Segments
 from esc_arch.whole_files import replacing
 
@@ -31,7 +32,7 @@ def join(source: Path, target: Path, segments: Segments) -> list[str]:
     """
     notes = []
     form = _FORMATS.get(target.suffix.lower(), "mp4")
-    with av.open(str(source)) as film, replacing(target) as file:
+    with opened(source) as film, replacing(target) as file:
         out = av.open(file, "w", format=form)
         out.metadata.update(film.metadata)
         pictures = film.streams.video[0]
@@ -93,7 +94,7 @@ def _add_copy(out: Any, stream: Any) -> Any:
 
 def _video_packets(source: Path, segments: Segments) -> Iterator[Any]:
     """Those of all parts, each for as long as the source shows its frame: parts do not say that."""
-    with av.open(str(source)) as film:
+    with opened(source) as film:
         stream = film.streams.video[0]
         durations = {
             packet.pts * packet.time_base: packet.duration * packet.time_base

@@ -25,8 +25,11 @@ class Segments:
         text = json.dumps({**made_by, "frames": FRAMES}, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
         journal = self.folder / "made_by"
+        if self.folder.is_symlink():
+            # Others can guess its name.
+            self.folder.unlink()
         try:
-            same = journal.read_text() == key
+            same = journal.is_file() and journal.read_text() == key
         except (OSError, UnicodeDecodeError):
             same = False
         if not same:

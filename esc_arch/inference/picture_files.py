@@ -4,7 +4,6 @@ import functools
 import io
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from esc_arch.inference.png_chunks import (
     png_fault,
     read_chunks,
 )
+from esc_arch.inference.regular_files import open_regular
 from esc_arch.inference.tiff_pages import SAVE_AS, full_pages, load_tiff
 from esc_arch.prepare.bounds import file_fault
 
@@ -125,7 +125,7 @@ def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
     """As `read_picture`, but only the header is read now."""
     path = Path(path)
     with reading(path):
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             head = file.read(HEAD)
             kind = _sniff(head)
             if kind is None:
@@ -157,22 +157,6 @@ def _import_vips() -> Any:
     except Exception:  # ImportError, or OSError where only its own half is installed.
         return None
     return pyvips
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a file, but no pipe or device, which may never end."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except (OSError, ValueError) as error:  # Of a name with a zero byte.
-        reason = getattr(error, "strerror", error)
-        raise UserError(f"{printable(path)}: {reason}") from None
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-    raise UserError(f"{printable(path)}: is {kind}; a picture is needed")
 
 
 def _sniff(head: bytes) -> str | None:
@@ -251,7 +235,7 @@ def _damage_told(vips: Any, path: Path) -> Iterator[None]:
 
 def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[Any]) -> Any:
     # By a descriptor, since a name may be bytes that are no text.
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         source = vips.Source.new_from_descriptor(file.fileno())
     if kind == "tiff" and (image := load_tiff(vips, path, options, keep)) is not None:
         return image
@@ -377,7 +361,7 @@ def damaged(path: Path, error: Exception) -> Exception:
     if tells_of_memory(reason):
         return MemoryError(reason)
     if reason == type(error).__name__:  # Of the header of a PNG, libvips says nothing.
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             reason = png_fault(read_chunks(file)) or "its header cannot be read"
     return UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
 

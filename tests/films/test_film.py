@@ -335,3 +335,28 @@ def test_a_film_that_breaks_off_is_told_and_nothing_half_is_left(folder, photogr
     status = upscale("half.mkv", "-o", "half_x2.mkv")
     # What can be decoded of a film that was cut off is shown by players, too.
     assert status == 0 and 10 < len(frames("half_x2.mkv")) < 100
+
+
+def test_a_film_from_a_stranger_names_no_other_file(folder, photographs, capsys):
+    make_clip("other.mp4", photographs["coffee"], [0, 4])
+    # FFmpeg has a list of files behind this first line, and a protocol in this name.
+    Path("list.mp4").write_text("ffconcat version 1.0\nfile 'other.mp4'\n")
+    Path("concat:other.mp4").write_text("not a film")
+    for name in ("list.mp4", "concat:other.mp4"):
+        assert upscale(name, "-o", "out.mp4") == 2
+        error = capsys.readouterr().err
+        assert f"{name}: not a film that can be read" in error and error.count("\n") == 1, error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links")
+def test_no_pipe_is_waited_for_and_no_link_written_through(folder, photographs, capsys):
+    make_clip("clip.mp4", photographs["coffee"], [0, 4])
+    os.mkfifo("pipe.mp4")
+    assert upscale("pipe.mp4", "-o", "out.mp4") == 2
+    assert "pipe.mp4: is a pipe or a device" in capsys.readouterr().err
+    # Where the parts of a film go can be guessed.
+    Path("elsewhere").mkdir()
+    Path("elsewhere/.esc-mine.tmp").touch()
+    Path(".out.mp4.parts").symlink_to("elsewhere")
+    assert upscale("clip.mp4", "-o", "out.mp4") == 0
+    assert os.listdir("elsewhere") == [".esc-mine.tmp"]

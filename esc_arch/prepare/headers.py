@@ -1,6 +1,9 @@
 """What the header of a picture tells of it as OpenCV, and so BasicSR, reads it."""
 
+import contextlib
 import os
+import warnings
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 # Pictures by content: nothing that would start another program, as EPS does.
@@ -8,6 +11,14 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 _ORIENTATION = 0x0112
 _TIFF_SIDES = 0x0100, 0x0101
 UPRIGHT = 1
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Within, Pillow tells nothing of damaged metadata, which never decides, nor of large sizes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Header(NamedTuple):
@@ -29,7 +40,7 @@ def read_header(source: str | os.PathLike | IO[bytes]) -> Header | None:
     from PIL import Image
 
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with no_warnings(), Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if image.format == "TIFF":
                 tags = image.tag_v2

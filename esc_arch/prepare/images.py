@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from esc_arch.errors import UserError
 from esc_arch.prepare.bounds import file_fault
-from esc_arch.prepare.headers import UPRIGHT, read_header
+from esc_arch.prepare.headers import UPRIGHT, no_warnings, read_header
 
 IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 # No others are tried, whatever a file holds: Pillow starts Ghostscript for EPS.
@@ -90,7 +90,7 @@ def read_image(path: Path) -> tuple[np.ndarray, bool]:
     if (fault := file_fault(io.BytesIO(content))) is not None:
         raise UserError(f"{path}: {fault}")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        with no_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.format == "PNG":
                 picture.verify()
             else:

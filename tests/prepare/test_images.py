@@ -181,3 +181,17 @@ def test_a_file_of_terabytes_is_not_read_into_memory(tmp_path):
         file.truncate(2**41)  # A hole: it takes no room on the disk.
     with pytest.raises(UserError, match="2,199,023,255,552 bytes, more than an image"):
         read_image(tmp_path / "photo.bmp")
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_metadata_is_passed_over_without_a_word(tmp_path, bgr, capfd):
+    exif = Image.Exif()
+    exif[0x010F] = "somebody"
+    content = exif.tobytes()
+    # Cut within the table, and a text that lies beyond the end.
+    for number, damage in enumerate([content[:20], content[:27] + b"\xff" + content[28:]]):
+        path = tmp_path / f"{number}.jpg"
+        Image.fromarray(bgr).save(path, exif=damage, quality=100)
+        assert read_header(path) == (*bgr.shape[:2], 1)
+        assert read_image(path)[0].shape == bgr.shape
+    assert capfd.readouterr() == ("", "")

@@ -73,6 +73,7 @@ def download(
     progress: bool = True,
     largest: int = LARGEST,
     patience: Patience | None = None,
+    begins: tuple[bytes, ...] = (),
 ) -> str:
     """Download a file, going on where a cut connection or an earlier run stopped.
 
@@ -86,6 +87,8 @@ def download(
         progress: Show a bar with rate and remaining time on stderr.
         largest: Bytes that the file may have.
         patience: When to give up.
+        begins: What the file may begin with; anything if empty. Pages that say "log in", or that
+            there is no such file, come with the status of the file.
 
     Returns:
         SHA-256 of the file, in hexadecimal.
@@ -102,6 +105,10 @@ def download(
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
             digest = _fetch(url, partial, progress, largest, patience or Patience())
+            if begins and not (head := _head(partial)).startswith(begins):
+                _remove(partial)
+                what = "a web page" if head.lstrip().startswith(b"<") else "something else"
+                raise UserError(f"{url}: the server sent {what} in place of the file")
             if sha256 is not None and digest != sha256.lower():
                 _remove(partial)
                 raise UserError(
@@ -124,6 +131,11 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal."""
     with path.open("rb") as file:
         return _sha256(file)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(256)
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -115,7 +115,8 @@ def download_div2k(folder: Path, address: str = DIV2K_ADDRESS, progress: bool = 
     archive = folder / DIV2K_ARCHIVE
     recorded = archive.with_name(archive.name + ".sha256")
     expected = recorded.read_text()[:64] or None if recorded.is_file() else None
-    digest = download(address.rstrip("/") + "/" + DIV2K_ARCHIVE, archive, expected, progress)
+    url = address.rstrip("/") + "/" + DIV2K_ARCHIVE
+    digest = download(url, archive, expected, progress, begins=(b"PK",))
     images = folder / archive.stem
     unpack_images(archive, images, progress)
     # Only of an archive that was whole.

@@ -12,6 +12,7 @@ import pytest
 
 from esc_arch.errors import UserError
 from esc_arch.prepare.download import Patience, download
+from esc_arch.prepare.training_sets import download_div2k
 
 CONTENT = bytes(range(256)) * 12000 + b"the end"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -237,6 +238,25 @@ def test_an_empty_file_is_an_error_of_one_line(server, tmp_path):
     server.content = b""
     with pytest.raises(UserError, match="the server sent an empty file"):
         fetch(server, tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\r\n<!DOCTYPE html><title>Please log in</title>", "a web page"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "a web page"),
+        (b'{"message": "rate limit exceeded"}', "something else"),
+        (b"P", "something else"),
+    ],
+)
+def test_a_page_in_place_of_an_archive_is_told_and_not_kept(server, tmp_path, content, told):
+    server.content = content
+    with pytest.raises(UserError, match=f"^{server.url}: the server sent {told} in place of"):
+        fetch(server, tmp_path / "file.zip", begins=(b"PK",))
+    assert names(tmp_path) == []
+    with pytest.raises(UserError, match=f"sent {told} in place of the file"):
+        download_div2k(tmp_path, server.url.removesuffix("/file.zip"), progress=False)
     assert names(tmp_path) == []
 
 

@@ -13,6 +13,7 @@ from esc_arch.errors import UserError
 from esc_arch.plugin.compat.patching import swapped
 from esc_arch.plugin.data.exact_order import GuardedDataset, ResumableSampler
 from esc_arch.plugin.data.prefetching import FaithfulPrefetchLoader
+from esc_arch.plugin.data.worker_log import LogOfRun
 from esc_arch.plugin.models.validating import keep_images_apart
 
 
@@ -74,6 +75,7 @@ class RunData:
             dataset.seed = seed
             # Otherwise each start of a loader would draw from the generator of the training.
             loader.generator = torch.Generator().manual_seed(seed)
+            loader.worker_init_fn = LogOfRun(loader.worker_init_fn)
             if training:
                 self._loader = loader
             else:

@@ -1,7 +1,9 @@
 """Steps, samples and checkpoints that training leaves out or removes, in the tests' own process."""
 
+import multiprocessing
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -76,13 +78,23 @@ def test_a_bad_sample_ends_the_run_with_its_key_and_file(
     assert re.search(said, line)
 
 
-def test_bad_samples_are_skipped_where_the_options_say_so(
-    broken_lmdb: Path, tmp_path: Path, write_train_options: WriteOptions
+@pytest.fixture(params=multiprocessing.get_all_start_methods())
+def start_method(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Loading processes are started in one of the ways that Python has."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_bad_samples_are_skipped_and_logged_where_the_options_say_so(
+    broken_lmdb: Path, write_train_options: WriteOptions, start_method: None
 ):
     options = write_train_options(
         {
             **OPTIONS,
             "train:total_iter": 12,
+            "datasets:train:num_worker_per_gpu": 1,
             "datasets:train:dataroot_gt": str(broken_lmdb),
             "datasets:train:on_bad_sample": "skip",
         }
@@ -90,4 +102,4 @@ def test_bad_samples_are_skipped_where_the_options_say_so(
     log = train(options)
     assert len(iterations(log)) == 12
     for key in ("rocket_180", "astronaut_100"):
-        assert re.search(rf"WARNING: datasets: train: key '{key}' .*skipped", log)
+        assert re.search(rf"(?m)^[-\d:, ]+ WARNING: datasets: train: key '{key}' .*skipped", log)

@@ -96,11 +96,12 @@ def files_in_utf8(module: ModuleType) -> None:
 
 
 class _LoggingInUtf8(wrapt.ObjectProxy):
-    """The module logging, whose files are in UTF-8."""
+    """The module logging, whose files are in UTF-8 and several processes'."""
 
-    def FileHandler(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
+    def FileHandler(self, filename: str, mode: str = "a", **kwargs: Any) -> Any:  # noqa: N802
+        # Appended to: loading processes may have opened it, too, and each writes at its own end.
         kwargs.setdefault("encoding", "utf-8")
-        return self.__wrapped__.FileHandler(*args, **kwargs)
+        return self.__wrapped__.FileHandler(filename, "a", **kwargs)
 
 
 def options_without_enough_gpus(options: ModuleType) -> None:

@@ -12,10 +12,9 @@ import logging
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import basicsr.data
@@ -33,31 +32,22 @@ from esc_arch.plugin.compat.patching import swapped
 from esc_arch.plugin.disk_faults import ForgivingLogger, forgiving, plain_errors
 from esc_arch.plugin.experiment import ExperimentFolder
 from esc_arch.plugin.models.durable import build_durable_model
+from esc_arch.plugin.own_options import own_value
 from esc_arch.plugin.process_watch import ProcessWatch, is_lost_process, lost_process
 from esc_arch.plugin.run_data import RunData
+from esc_arch.plugin.stop_signals import StopRequested, StopSignals
 from esc_arch.whole_files import remove_temporary_files
-
-# SLURM sends SIGUSR1 ahead of preemption where it is asked to; Windows has none.
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 # The other processes wait while the first one validates or saves: NCCL for ten minutes of its own
 # accord. Processes that are gone are the business of ProcessWatch.
 WAIT_LIMIT = timedelta(hours=3)
 
 
-class StopRequested(BaseException):  # noqa: N818
-    """A signal asked the run to stop; no Exception, so that nothing on the way out catches it."""
-
-
 class TrainingRun:
-    """One run of BasicSR's training loop: where it is, and whether it is to stop.
-
-    Attributes:
-        stopped_by: Name of the signal that asked for a stop, or None.
-    """
+    """One run of BasicSR's training loop: where it is, and whether it is to stop."""
 
     def __init__(self) -> None:
-        self.stopped_by: str | None = None
+        self._signals = StopSignals()
         self._failed = False
         self._model: BaseModel | None = None
         self._data = RunData(self._stop_if_asked)
@@ -84,7 +74,7 @@ class TrainingRun:
             UserError: The run cannot go on, for a reason that the user can mend.
         """
         with (
-            self._signals(),
+            self._signals.caught(),
             swapped(sr_model, imwrite=forgiving(sr_model.imwrite)),
             # A log file on a full disk would print a traceback a line; the screen has the line.
             swapped(logging, raiseExceptions=False),
@@ -141,7 +131,7 @@ class TrainingRun:
         except Exception as error:
             # The signal may have reached the loading processes too; waiting for their batches
             # then fails, in one of many ways.
-            if self.stopped_by is None or self._within_step:
+            if self._signals.name is None or self._within_step:
                 self._save_before(error)
                 raise
         return self._stop()
@@ -176,25 +166,6 @@ class TrainingRun:
 
     def _save(self) -> None:
         self._model.save(self._data.epoch, self._completed_iter)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-        previous = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped_by is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.stopped_by = signal.Signals(number).name
-        # From here on the end of a loading process is no error to interrupt a step with.
-        if hasattr(signal, "SIGCHLD"):
-            # Python complains if its own handler gives way to the default one meanwhile.
-            signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def _keep_options(self, parse_options: Callable[..., tuple]) -> Callable[..., tuple]:
         @functools.wraps(parse_options)
@@ -246,7 +217,8 @@ class TrainingRun:
         for folder in ("experiments_root", "models", "training_states"):
             remove_temporary_files(Path(opt["path"][folder]))
         model = build_durable_model(opt)
-        steps = opt["train"].get("accumulate_steps", 1)
+        asked = opt["train"].get("accumulate_steps")
+        steps = own_value("train:accumulate_steps", asked, type(model), 1)
         if steps > 1 and not getattr(model, "accumulates", False):
             get_root_logger().warning(
                 f"train: accumulate_steps: {steps}: {opt['model_type']} takes all images of an "
@@ -334,13 +306,13 @@ class TrainingRun:
     def _stop_if_asked(self, everywhere: bool = False) -> None:
         """Raise StopRequested if a signal came: to any process, where all of them ask together."""
         if everywhere and get_dist_info()[1] > 1:
-            stop = torch.tensor(self.stopped_by is not None or self._failed, dtype=torch.float32)
+            stop = torch.tensor(self._signals.name is not None or self._failed, dtype=torch.float32)
             stop = stop.to(self._model.device)
             torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
             self._agreed = bool(stop)
             if self._agreed:
                 raise StopRequested
-        elif self.stopped_by is not None:
+        elif self._signals.name is not None:
             raise StopRequested
 
     def _stop(self) -> int:
@@ -350,8 +322,8 @@ class TrainingRun:
             # ask whether to stop.
             with contextlib.suppress(StopRequested):
                 self._stop_if_asked(everywhere=True)
-        name = self.stopped_by or "a signal to, or an error in, another process"
-        number = getattr(signal, self.stopped_by or "SIGTERM")
+        name = self._signals.name or "a signal to, or an error in, another process"
+        number = getattr(signal, self._signals.name or "SIGTERM")
         if self._completed_iter > self._first_iter:
             self._save()
         elif self._data.resume_state is None:

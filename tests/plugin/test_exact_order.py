@@ -242,7 +242,7 @@ def test_it_is_otherwise_the_data_set_it_wraps(paired_data):
 
 def test_another_value_of_on_bad_sample_is_refused(paired_data):
     opt = options(paired_data.train_gt, paired_data.train_lq, on_bad_sample="ignore")
-    with pytest.raises(UserError, match="on_bad_sample: 'ignore': must be stop or skip"):
+    with pytest.raises(UserError, match="on_bad_sample: 'ignore': must be one of stop, skip"):
         guarded(opt)
 
 

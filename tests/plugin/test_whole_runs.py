@@ -354,15 +354,15 @@ def test_checkpoints_behind_a_link_are_not_removed(write_train_options: WriteOpt
 def test_pickles_on_a_pytorch_that_lets_code_through_are_warned_of(
     version: str, warned: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    from esc_arch.plugin.models import checkpointing
+    from esc_arch.plugin.models import pretrained
 
     monkeypatch.setattr(torch, "__version__", version)
-    monkeypatch.setattr(checkpointing, "_warned", [])
+    monkeypatch.setattr(pretrained, "_warned", [])
     with told() as lines:
-        checkpointing._warn_of_pickles("some.safetensors")
+        pretrained._warn_of_pickles("some.safetensors")
         assert not lines
-        checkpointing._warn_of_pickles("some.pth")
-        checkpointing._warn_of_pickles("other.pth")
+        pretrained._warn_of_pickles("some.pth")
+        pretrained._warn_of_pickles("other.pth")
     assert len(lines) == warned
 
 

@@ -224,20 +224,24 @@ def _fit_batch(opt: dict) -> None:
     accumulate_steps: n` says that `batch_size_per_gpu` is one of n parts. Afterwards
     `batch_size_per_gpu` is what one process or GPU takes in an iteration.
     """
+    from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+
     from esc_arch.errors import UserError
+    from esc_arch.plugin.own_options import own_value
 
     asked = opt.pop("batches_asked", 1)
     dataset_opt = opt["datasets"].get("train")
     if not opt["is_train"] or dataset_opt is None:
         return
     train_opt = opt["train"]
-    steps = train_opt.get("accumulate_steps", 1)
-    if type(steps) is not int or steps < 1:
-        raise UserError(f"train: accumulate_steps: {steps!r}: must be a whole number of at least 1")
+    model = MODEL_REGISTRY._obj_map.get(opt.get("model_type"))
+    steps = own_value("train:accumulate_steps", train_opt.get("accumulate_steps"), model, 1)
     devices = opt["world_size"] if opt["dist"] else max(opt["num_gpu"], 1)
-    total, part = dataset_opt.pop("batch_size", None), dataset_opt.get("batch_size_per_gpu")
+    dataset = DATASET_REGISTRY._obj_map.get(dataset_opt.get("type"))
+    total = own_value("datasets:train:batch_size", dataset_opt.get("batch_size"), dataset)
+    part = dataset_opt.get("batch_size_per_gpu")
     if total is not None:
-        if type(total) is not int or total < 1 or total % devices:
+        if total % devices:
             raise UserError(
                 f"datasets: train: batch_size: {total!r}: must be a multiple of {devices}, the "
                 "number of processes or GPUs that share it"

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from esc_arch.errors import UserError, printable
 from esc_arch.plugin.compat.data_loading import refuse_unreadable_lmdb
+from esc_arch.plugin.own_options import own_value
 from esc_arch.plugin.random_states import random_states_kept
 from esc_arch.prepare.bounds import file_fault
 from esc_arch.prepare.headers import read_header
@@ -158,12 +159,14 @@ class GuardedDataset(Dataset):
         if len(dataset) == 0:
             roots = ", ".join(printable(root) for root in self.roots.values() if root)
             raise UserError(f"{self.section}: no images in {roots or 'it'}")
-        on_bad_sample = dataset_opt.get("on_bad_sample", "stop")
-        if on_bad_sample not in ("stop", "skip"):
-            raise UserError(
-                f"{self.section}: on_bad_sample: {on_bad_sample!r}: must be stop or skip"
-            )
-        self.training = dataset_opt.get("phase") == "train"
+        phase = dataset_opt.get("phase", "train")
+        on_bad_sample = own_value(
+            f"datasets:{phase}:on_bad_sample",
+            dataset_opt.get("on_bad_sample"),
+            type(dataset),
+            "stop",
+        )
+        self.training = phase == "train"
         self.scale = dataset_opt.get("scale")
         self.skips = self.training and on_bad_sample == "skip"
         self._looked_at: set[int] = set()

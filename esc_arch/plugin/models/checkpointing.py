@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import nn
 
 from esc_arch.errors import UserError, printable
 from esc_arch.plugin.models.pair_pool import load_pool, remove_older_pools, save_pool
+from esc_arch.plugin.models.pretrained import LoadingSafely
 from esc_arch.plugin.models.resuming import (
     fitting_optimizer_state,
     fitting_scheduler_state,
@@ -28,14 +28,13 @@ from esc_arch.plugin.models.run_options import (
 from esc_arch.plugin.models.training_card import training_card
 from esc_arch.plugin.models.validating import Validating
 from esc_arch.plugin.models.warmup import ExactWarmup
+from esc_arch.plugin.own_options import own_value
 from esc_arch.plugin.random_states import random_states_of_all_processes, set_random_states
 from esc_arch.zoo.card import KEY
-from esc_arch.zoo.local import resolve
-from esc_arch.zoo.params import load_weights, select_params
-from esc_arch.zoo.store import load_state, save_state
+from esc_arch.zoo.store import save_state
 
 
-class Checkpointing(Validating, ExactWarmup):
+class Checkpointing(LoadingSafely, Validating, ExactWarmup):
     """Mixin, in front of any of BasicSR's models.
 
     - Weights and training states are written beside their place and renamed into it. Where they
@@ -51,7 +50,6 @@ class Checkpointing(Validating, ExactWarmup):
       state, the default (`state`).
     - `logger: keep_checkpoints: N` removes all but the newest N checkpoints and the best, by the
       first metric of the first validation set.
-    - Files are loaded without running code from them, .safetensors too.
 
     Attributes:
         place_in_data: Epoch, and samples of it that all processes together have trained on; the
@@ -66,58 +64,9 @@ class Checkpointing(Validating, ExactWarmup):
     def __init__(self, opt: dict[str, Any]) -> None:
         # BasicSR takes options out as it builds what they describe.
         self._run_options = run_options(opt) if opt["is_train"] else {}
+        keep = (opt.get("logger") or {}).get("keep_checkpoints")
+        self._keep = own_value("logger:keep_checkpoints", keep, type(self))
         super().__init__(opt)
-
-    def load_network(
-        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
-    ) -> None:
-        """Load weights; `path: pretrain_network_*`, `strict_load_*` and `param_key_*` name them.
-
-        Args:
-            net: The network, perhaps wrapped for several devices.
-            load_path: The checkpoint, or the name of a published or shipped one.
-            strict: Whether names must be the same on both sides.
-            param_key: Which weights of the file; None for BasicSR's own default, `params`.
-
-        Raises:
-            UserError: The file cannot be loaded, or does not fit the network.
-        """
-        net = self.get_bare_model(net)
-        load_path = str(resolve(load_path))
-        _warn_of_pickles(load_path)
-        state = load_state(load_path)
-        param_key = self._key_in(state, "params" if param_key is None else param_key, load_path)
-        weights = select_params(state, load_path, param_key)
-        # Some files hold the tensors directly, or in what another trainer wraps them in.
-        has_key = {param_key, param_key.replace("_", "-")} & set(state)
-        taken = param_key if has_key else "the only weights in it"
-        get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{taken}].")
-        self._print_different_keys_loading(net, weights, strict)
-        resized = load_weights(net, weights, load_path, strict)
-        # Once, though the averaged network is loaded too.
-        if resized and resized != getattr(self, "_said_of_scale", None):
-            self._said_of_scale = resized
-            get_root_logger().warning(resized)
-
-    @staticmethod
-    def _key_in(state: Mapping[str, Any], param_key: str, path: str) -> str:
-        """The key that the weights are taken from, where the file has keys of weights at all."""
-        spellings = {key: (key, key.replace("_", "-")) for key in ("params", "params_ema")}
-        there = [key for key, names in spellings.items() if any(name in state for name in names)]
-        if param_key in state or param_key in there:
-            return param_key
-        if param_key not in spellings:
-            raise UserError(
-                f"param_key: {param_key!r}: {path} has no weights under it; it has "
-                f"{', '.join(there) or 'weights without a key (params will do)'}"
-            )
-        if not there:
-            # Tensors directly, or in what another trainer wraps them in.
-            return param_key
-        get_root_logger().warning(
-            f"{path} has no weights under {param_key}: {there[0]} is taken instead."
-        )
-        return there[0]
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write weights and training state, as far as they are sound and there is room.
@@ -349,8 +298,7 @@ class Checkpointing(Validating, ExactWarmup):
 
     @master_only
     def _prune(self) -> None:
-        keep = self.opt["logger"].get("keep_checkpoints")
-        if keep is None:
+        if self._keep is None:
             return
         models, states = Path(self.opt["path"]["models"]), Path(self.opt["path"]["training_states"])
         links = [str(folder) for folder in (models, states) if folder.is_symlink()]
@@ -365,7 +313,7 @@ class Checkpointing(Validating, ExactWarmup):
             iteration = path.stem.rpartition("_")[2]
             if iteration.isdigit():
                 saved.setdefault(int(iteration), []).append(path)
-        spared = {*sorted(saved)[-keep:], self.best_iteration(saved)}
+        spared = {*sorted(saved)[-self._keep :], self.best_iteration(saved)}
         for iteration in saved.keys() - spared:
             for path in saved[iteration]:
                 path.unlink(missing_ok=True)
@@ -373,22 +321,3 @@ class Checkpointing(Validating, ExactWarmup):
 
 def _rates(rates: Iterable[float]) -> str:
     return ", ".join(dict.fromkeys(f"{rate:.3g}" for rate in rates))
-
-
-# Below it, CVE-2026-24747 lets a crafted pickle get past `weights_only`.
-SAFE_PICKLES = (2, 10)
-
-
-def _warn_of_pickles(path: str) -> None:
-    """Say once that this PyTorch does not keep all code out of .pth files."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < SAFE_PICKLES and not path.endswith(".safetensors") and not _warned:
-        _warned.append(path)
-        get_root_logger().warning(
-            f"PyTorch {torch.__version__} can be made to run code by a crafted .pth file: take "
-            "weights from strangers as .safetensors, or convert them under PyTorch 2.10 or newer "
-            "(basicsr convert safetensors)."
-        )
-
-
-_warned: list[str] = []

@@ -9,10 +9,10 @@ from basicsr.models.realesrnet_model import RealESRNetModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from esc_arch.plugin.models.averaged_weights import AveragedWeights
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteOptimizers
 from esc_arch.plugin.models.padded import PaddedEvaluation
+from esc_arch.plugin.models.pretrained import AveragedWeights
 from esc_arch.plugin.models.steps import StepsOfBasicSR
 
 

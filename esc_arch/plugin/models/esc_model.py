@@ -12,11 +12,11 @@ from torch import Tensor
 
 from esc_arch.errors import UserError
 from esc_arch.kernels.cpu.library import note_on_bfloat16
-from esc_arch.plugin.models.averaged_weights import AveragedWeights
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteSteps
 from esc_arch.plugin.models.optimizers import any_torch_optimizer
 from esc_arch.plugin.models.padded import PaddedEvaluation
+from esc_arch.plugin.models.pretrained import AveragedWeights
 from esc_arch.plugin.models.steps import StepOptions
 
 AMP_DTYPES = {
@@ -90,11 +90,6 @@ class ESCModel(AveragedWeights, Checkpointing, StepOptions, FiniteSteps, PaddedE
         self.read_step_options()
         self.accumulate_steps = train_opt.get("accumulate_steps", 1)
         self.read_max_bad_steps()
-        keep = opt["logger"].get("keep_checkpoints")
-        if keep is not None and (type(keep) is not int or keep < 1):
-            raise UserError(
-                f"logger: keep_checkpoints: {keep!r}: must be a whole number of at least 1"
-            )
 
         super().init_training_settings()
         wave_opt = train_opt.get("wave_opt")

@@ -9,6 +9,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError
+from esc_arch.plugin.own_options import own_value
 
 
 class FiniteSteps:
@@ -27,12 +28,9 @@ class FiniteSteps:
         Raises:
             UserError: It has a value that cannot be used.
         """
-        self.max_bad_steps = self.opt["train"].get("max_bad_steps", 20)
-        if type(self.max_bad_steps) is not int or self.max_bad_steps < 1:
-            raise UserError(
-                f"train: max_bad_steps: {self.max_bad_steps!r}: must be a whole number of at "
-                "least 1"
-            )
+        self.max_bad_steps = own_value(
+            "train:max_bad_steps", self.opt["train"].get("max_bad_steps"), type(self), 20
+        )
 
     def feed_data(self, data: dict[str, Any]) -> None:
         """Take a batch, and remember where its images are from."""

@@ -6,10 +6,10 @@ from basicsr.losses import gradient_penalty_loss
 from basicsr.models.realesrgan_model import RealESRGANModel
 
 from esc_arch.errors import UserError
-from esc_arch.plugin.models.averaged_weights import AveragedWeights
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteOptimizers
 from esc_arch.plugin.models.padded import PaddedEvaluation
+from esc_arch.plugin.models.pretrained import AveragedWeights
 from esc_arch.plugin.models.steps import StepsOfBasicSR
 
 

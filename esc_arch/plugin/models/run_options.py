@@ -12,7 +12,7 @@ _LEFT_OUT |= {"is_train", "dist", "rank", "world_size", "auto_resume", "root_pat
 _LEFT_OUT_OF_TRAIN = {"total_iter", "accumulate_steps"}
 # How data is loaded, and what BasicSR adds; the batch counts as a whole.
 _LEFT_OUT_OF_DATA = {"phase", "scale", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue"}
-_LEFT_OUT_OF_DATA |= {"pin_memory", "persistent_workers", "batch_size_per_gpu"}
+_LEFT_OUT_OF_DATA |= {"pin_memory", "persistent_workers", "batch_size_per_gpu", "batch_size"}
 # Of these the training state decides, see `resuming`.
 _OF_THE_STATE = ("train:optim_*:*", "train:scheduler:*")
 _MANY = 8

@@ -35,7 +35,8 @@ def training_card(
         "trainingHRSize": data.get("gt_size"),
         "pretrainedModelG": _began_with(opt.get("path", {})),
     }
-    said = opt.get("card") or {}
+    # A model of others may mean something else by it.
+    said = opt.get("card") if isinstance(opt.get("card"), Mapping) else {}
     told |= {key: said[key] for key in FIELDS if said.get(key) is not None}
     return describe(opt["network_g"], tensors, told)
 

@@ -6,6 +6,7 @@ from typing import Any
 from basicsr.utils import get_root_logger
 
 from esc_arch.errors import UserError
+from esc_arch.plugin.own_options import own_value
 
 
 class ExactWarmup:
@@ -17,6 +18,7 @@ class ExactWarmup:
     what it says.
     """
 
+    _is_exact = False
     _scheduled: list[list[float]] | None = None
 
     def setup_schedulers(self) -> None:
@@ -24,9 +26,9 @@ class ExactWarmup:
         train = self.opt["train"]
         kind, warmup = train["scheduler"].get("type"), train.get("warmup_iter", -1)
         super().setup_schedulers()
-        if train.get("warmup") not in (None, "exact"):
-            raise UserError(f"train: warmup: {train['warmup']!r}: must be exact, or absent")
-        if warmup > 0 and train.get("warmup") is None and str(kind).startswith("MultiStep"):
+        said = own_value("train:warmup", train.get("warmup"), type(self))
+        self._is_exact = said == "exact"
+        if not self._is_exact and warmup > 0 and str(kind).startswith("MultiStep"):
             get_root_logger().warning(
                 f"train: warmup_iter: {warmup}: as BasicSR does it, the learning rate stays at "
                 f"{warmup - 1}/{warmup} of its value for good, and milestones before are lost; "
@@ -35,7 +37,7 @@ class ExactWarmup:
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Set the learning rate of an iteration."""
-        if self.opt["train"].get("warmup") != "exact":
+        if not self._is_exact:
             super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
             return
         if self._scheduled is not None:

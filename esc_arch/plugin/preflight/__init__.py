@@ -27,6 +27,7 @@ from esc_arch.plugin.preflight.files import (
     purpose_problem,
 )
 from esc_arch.plugin.preflight.model_type import check_model
+from esc_arch.plugin.preflight.optimization import check_optimizers, check_scheduler
 from esc_arch.plugin.preflight.reading import (
     apply_force_yml,
     keep_datasets,
@@ -95,20 +96,20 @@ def check_options(
 def _check(report: Report, model: type | None, folder: str, random_weights: bool) -> None:
     as_run = _durable(model)
     keys.check_unread(report, as_run)
-    keys.check_values(report, as_run)
+    keys.check_values(report, model)
     check_model(report)
     check_datasets(report)
     built: dict[str, nn.Module] = {}
     for key in report.section():
         if key.startswith("network_") and not report.is_unread((key,)):
-            registered.check_network(report, key, built)
+            registered.check_network(report, key, model, built)
     registered.check_operators(report, built)
     check_room(report, built)
     check_networks_fit(report, built)
     if report.is_train:
         registered.check_losses(report, model)
-        registered.check_optimizers(report)
-        registered.check_scheduler(report, as_run)
+        check_optimizers(report, model)
+        check_scheduler(report, as_run)
         registered.check_wandb(report)
         keys.check_together(report, model)
     registered.check_metrics(report, model)

@@ -11,6 +11,7 @@ from esc_arch.plugin.preflight.known import is_known, keys_of_ours, keys_of_plug
 from esc_arch.plugin.preflight.reading import walk
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import (
+    AROUND,
     DATA_REQUIRED,
     DEGRADATION,
     FREE_TEXT,
@@ -134,7 +135,7 @@ def check_values(report: Report, model: type | None) -> None:
 
     Args:
         report: The options.
-        model: The model; None where it is not known.
+        model: The model without what `durable` adds; None where it is not known.
     """
     skipped = () if report.is_train else ("train", "logger")
     for path, value in walk(report.options):
@@ -143,7 +144,8 @@ def check_values(report: Report, model: type | None) -> None:
         if path[0] in skipped or report.is_unread(path) or report.is_wrong(path):
             continue
         if isinstance(value, str) and _EXPONENT_TEXT.fullmatch(value.strip()):
-            if not any(matches(path, pattern) for pattern in FREE_TEXT):
+            is_free = any(matches(path, pattern) for pattern in FREE_TEXT)
+            if not is_free and not _is_a_plugins(report, path, model):
                 report.error(
                     path,
                     f"'{value}' is text to YAML, which wants a decimal point in such a number: "
@@ -167,7 +169,8 @@ def _is_a_plugins(report: Report, path: Path, model: type | None) -> bool:
             reader = registered(DATASET_REGISTRY, report.get(*section[:2], "type"))
         if reader is None or not is_known(key, keys_of_plugins(reader)):
             continue
-        if key not in loop_keys(tuple(section)) | keys_of_ours(reader, tuple(section)):
+        basicsrs = loop_keys(tuple(section)) - AROUND
+        if key not in basicsrs | keys_of_ours(reader, tuple(section)):
             return True
     return False
 

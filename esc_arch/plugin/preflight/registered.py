@@ -1,4 +1,4 @@
-"""Networks, losses, metrics, optimizers and schedulers: that they exist and take their options."""
+"""Networks, losses and metrics: that they exist and take their options."""
 
 import inspect
 import math
@@ -7,10 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import basicsr.models.lr_scheduler
 import numpy as np
 import torch
-from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     LOSS_REGISTRY,
@@ -19,7 +17,6 @@ from basicsr.utils.registry import (
 )
 
 from esc_arch.errors import UserError, nearest_first
-from esc_arch.plugin.models.optimizers import optimizer_names
 from esc_arch.plugin.preflight import vgg
 from esc_arch.plugin.preflight.build import TooLarge, failure, quietly
 from esc_arch.plugin.preflight.keys import registered
@@ -33,7 +30,12 @@ _LOSSES = ("pixel_opt", "perceptual_opt", "gan_opt", "ldl_opt", "feature_matchin
 
 
 def registered_type(
-    report: Report, registry: Registry, path: Path, what: str, instead: str = ""
+    report: Report,
+    registry: Registry,
+    path: Path,
+    what: str,
+    instead: str = "",
+    reader: type | None = None,
 ) -> Any:
     """What a `type` names, or None with an error if there is no such thing.
 
@@ -43,6 +45,7 @@ def registered_type(
         path: The `type`.
         what: What the things registered are.
         instead: What else the user can do about a thing of another repository.
+        reader: A model that may build what it names by itself.
     """
     name = report.get(*path)
     if name is None or report.is_wrong(path):
@@ -51,7 +54,7 @@ def registered_type(
         report.error(path, f"must be the name of a {what}, not {show(name)}")
         return None
     found = registered(registry, name)
-    if found is None:
+    if found is None and not is_built_by(reader, name):
         names = [other.removesuffix("_basicsr") for other in registry.keys()]
         hint = meant_type(name, names) or (
             f"; if it is another repository's, install that as a plugin{instead}; here "
@@ -59,6 +62,11 @@ def registered_type(
         )
         report.error(path, f"no {what} {show(name)} is registered{hint}")
     return found
+
+
+def is_built_by(model: type | None, name: str) -> bool:
+    """Whether the code of a plugin's model has the name of a thing that nobody registered."""
+    return model is not None and is_known(name, keys_of_plugins(model))
 
 
 def check_keywords(
@@ -123,22 +131,25 @@ def _wrong_type(value: Any, parameter: inspect.Parameter) -> str | None:
     return None
 
 
-def check_network(report: Report, key: str, built: dict[str, torch.nn.Module]) -> None:
+def check_network(
+    report: Report, key: str, model: type | None, built: dict[str, torch.nn.Module]
+) -> None:
     """Check the keywords of a network, and that it can be built of them.
 
     Args:
         report: The options.
         key: The network's section, `network_g`.
+        model: The model that gets it.
         built: Takes the network, without memory for its weights.
     """
     if "type" not in report.section(key):
         if isinstance(report.get(key), dict):
             report.error((key, "type"), "missing; it names the network")
         return
-    network = registered_type(report, ARCH_REGISTRY, (key, "type"), "network")
+    network = registered_type(report, ARCH_REGISTRY, (key, "type"), "network", reader=model)
     if network is None:
         return
-    options = _without(report.section(key), "type")
+    options = without(report.section(key), "type")
     for name in ("upscaling_factor", "upscale"):
         factor, scale = options.get(name), report.get("scale")
         if key == "network_g" and is_number(factor) and is_number(scale) and factor != scale:
@@ -214,7 +225,7 @@ def check_operators(report: Report, built: dict[str, torch.nn.Module]) -> None:
                 break
 
 
-def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
+def without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in keys}
 
 
@@ -237,7 +248,7 @@ def check_losses(report: Report, model: type | None) -> None:
             if key in _LOSSES:
                 report.error((*path, "type"), "missing; it names the loss")
             continue
-        loss = registered_type(report, LOSS_REGISTRY, (*path, "type"), "loss")
+        loss = registered_type(report, LOSS_REGISTRY, (*path, "type"), "loss", reader=model)
         own = [name for name in value if model and is_known(str(name), keys_of_plugins(model))]
         extra = ("type", *taken.get(key, ()), *own)
         if loss is None or not check_keywords(report, path, loss, extra=extra):
@@ -247,7 +258,7 @@ def check_losses(report: Report, model: type | None) -> None:
         if "layer_weights" in value:
             vgg.check(report, path)
             continue
-        if error := failure(loss, **_without(value, *extra)):
+        if error := failure(loss, **without(value, *extra)):
             named = getattr(loss, "__name__", str(loss))
             report.error(path, one_line(error) or f"{named} does not take these values")
 
@@ -268,7 +279,7 @@ def check_metrics(report: Report, model: type | None) -> None:
         if "type" not in value:
             report.error((*path, "type"), "missing; it names the metric")
             continue
-        metric = registered_type(report, METRIC_REGISTRY, (*path, "type"), "metric")
+        metric = registered_type(report, METRIC_REGISTRY, (*path, "type"), "metric", reader=model)
         if metric is None:
             continue
         parameters = (parameters_of(metric) or ({},))[0]
@@ -292,75 +303,13 @@ def _call(report: Report, path: Path, metric: Any, images: list[str], options: A
         if isinstance(value, float) and math.isnan(value):
             raise ValueError("its result is not a number")
 
-    if error := failure(measure, **pictures, **_without(options, "type", "better")):
+    if error := failure(measure, **pictures, **without(options, "type", "better")):
         hint = ""
         if options["type"].endswith("_pt"):
             hint = f"; it takes tensors, validation has pictures: {options['type'][:-3]}"
         problem = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
         where = f"a picture of {width} x {height}"
         report.error(path, f"{options['type']} fails on {where} ({problem}){hint}")
-
-
-def check_optimizers(report: Report) -> None:
-    """Check the optimizers."""
-    for key, value in report.section("train").items():
-        path = ("train", key)
-        if not key.startswith("optim_") or not isinstance(value, dict) or report.is_unread(path):
-            continue
-        name = report.get(*path, "type")
-        if name is None:
-            report.error((*path, "type"), "missing; it names the optimizer")
-        if not isinstance(name, str):
-            continue
-        names = optimizer_names()
-        if name not in names:
-            hint = meant_type(name, names) or f"; {nearest_first(name, names)}"
-            report.error((*path, "type"), f"no optimizer {show(name)} in torch.optim{hint}")
-            continue
-        optimizer = getattr(torch.optim, name)
-        check_keywords(report, path, optimizer, skip=1)
-        if "lr" not in value:
-            report.error((*path, "lr"), "missing; it is the learning rate")
-        if report.is_wrong(path):
-            continue
-        parameters = [torch.zeros(1, requires_grad=True)]
-        if error := failure(optimizer, parameters, **_without(value, "type")):
-            report.error(path, f"{name} does not take these values: {one_line(error)}")
-
-
-def check_scheduler(report: Report, model: type | None) -> None:
-    """Check the learning-rate scheduler against itself and the length of the training."""
-    path = ("train", "scheduler")
-    name = report.get(*path, "type")
-    if not isinstance(name, str):
-        return
-    # MultiStepLR is BasicSR's second name of its own class.
-    scheduler = "MultiStepRestartLR" if name == "MultiStepLR" else name
-    is_name = re.fullmatch(r"[A-Za-z]\w*LR", scheduler) is not None
-    scheduler = getattr(basicsr.models.lr_scheduler, scheduler, None) if is_name else None
-    names = {word for word in words_of(model or BaseModel) if re.fullmatch(r"\w+LR", word)}
-    if scheduler is None:
-        if name not in names:
-            known = ", ".join(sorted(names))
-            hint = meant_type(name, names)
-            report.error((*path, "type"), f"BasicSR knows {known}, not {show(name)}{hint}")
-        return
-    if not check_keywords(report, path, scheduler, skip=1) or report.is_wrong(path):
-        return
-    given = report.section(*path)
-    steps = "periods" if name == "CosineAnnealingRestartLR" else "restarts"
-    lengths = [len(given.get(part, (1,))) for part in (steps, "restart_weights")]
-    if lengths[0] != lengths[1] and (steps in given or "restart_weights" in given):
-        report.error(
-            (*path, "restart_weights"),
-            f"has {lengths[1]} values, but {steps} has {lengths[0]}: they must be as many",
-        )
-    total = report.get("train", "total_iter")
-    if "periods" in given and is_number(total) and sum(given["periods"]) < total - 1:
-        report.error(
-            (*path, "periods"),
-            f"end after {sum(given['periods'])} iterations, but total_iter is {int(total)}",
-        )
 
 
 def check_wandb(report: Report) -> None:

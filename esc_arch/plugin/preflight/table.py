@@ -251,6 +251,7 @@ RULES: list[tuple[str, Rule]] = [
     ("train:use_grad_clip", truth),
     ("train:reset_momentum_iter", iterations),
     ("train:max_bad_steps", Whole(1)),
+    ("train:accumulate_steps", Whole(1)),
     ("use_amp", _PRECISION),
     ("train:use_amp", _PRECISION),
     ("val:val_freq", Whole(1)),
@@ -294,6 +295,9 @@ LOOP_KEYS: dict[Path, frozenset[str]] = {
     }.items()
 }
 """What is read of each section by BasicSR's loop, or by this package's around it."""
+
+AROUND = frozenset("accumulate_steps batch_size on_bad_sample resume_schedule".split())
+"""Those of `LOOP_KEYS` that BasicSR does not know."""
 
 IO_BACKENDS: dict[str, dict[str, Rule]] = {
     "disk": {},

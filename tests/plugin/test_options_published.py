@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from option_data import picture, write_empty_vgg19, write_folder
+from published_faults import FAULTS
 from published_forks import FORKS
 from published_options import FILES
 from published_templates import Published
@@ -16,6 +17,8 @@ from esc_arch.plugin.preflight import check_options
 # isort: split
 # Importable only once esc_arch has mended it.
 from basicsr.archs import build_network
+
+ALL = [*FILES, *FORKS, *FAULTS]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("published", [*FILES, *FORKS], ids=lambda published: published.name)
+@pytest.mark.parametrize("published", ALL, ids=lambda published: published.name)
 def test_published_file_is_judged_rightly(
     published: Published, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +55,7 @@ def test_published_file_is_judged_rightly(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("published", [*FILES, *FORKS], ids=lambda published: published.name)
+@pytest.mark.parametrize("published", ALL, ids=lambda published: published.name)
 def test_published_file_trains_tests_or_is_refused_through_the_command(
     published: Published, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,4 +92,4 @@ def test_published_file_trains_tests_or_is_refused_through_the_command(
 
 def test_there_are_as_many_as_promised() -> None:
     assert len(FILES) >= 60
-    assert len({published.name for published in [*FILES, *FORKS]}) == len(FILES) + len(FORKS)
+    assert len({published.name for published in ALL}) == len(ALL)

@@ -158,9 +158,9 @@ class _YamlReader(wrapt.ObjectProxy):
         loaded = self.__wrapped__.load(*args, **kwargs)
         if isinstance(loaded, dict):
             # Here too, for it knows options by what reads them.
-            from esc_arch.plugin.preflight.reading import take_none_for_null
+            from esc_arch.plugin.preflight.reading import take_as_meant
 
-            take_none_for_null(loaded)
+            take_as_meant(loaded)
             self.given = copy.deepcopy(loaded)
             if isinstance(loaded.get("name"), str):
                 loaded["name"] = RunName(loaded["name"])

@@ -18,7 +18,7 @@ from torch import nn
 
 from esc_arch.plugin.preflight import keys, registered
 from esc_arch.plugin.preflight.build import check_room
-from esc_arch.plugin.preflight.data import check_datasets, check_networks_fit
+from esc_arch.plugin.preflight.data import check_datasets, check_networks_fit, check_samples
 from esc_arch.plugin.preflight.files import (
     check_weights,
     checkpoint_problem,
@@ -32,7 +32,7 @@ from esc_arch.plugin.preflight.reading import (
     apply_force_yml,
     keep_datasets,
     read_option_file,
-    take_none_for_null,
+    take_as_meant,
 )
 from esc_arch.plugin.preflight.report import Report
 from esc_arch.plugin.preflight.wording import one_line
@@ -79,7 +79,7 @@ def check_options(
     apply_force_yml(options, force_yml or (), report.errors)
     if datasets is not None:
         keep_datasets(options, datasets, report.errors)
-    take_none_for_null(options)
+    take_as_meant(options)
     name_the_scale(options)
     model = keys.registered(MODEL_REGISTRY, options.get("model_type"))
     model = model if inspect.isclass(model) else None
@@ -99,6 +99,7 @@ def _check(report: Report, model: type | None, folder: str, random_weights: bool
     keys.check_values(report, model)
     check_model(report)
     check_datasets(report)
+    check_samples(report, model)
     built: dict[str, nn.Module] = {}
     for key in report.section():
         if key.startswith("network_") and not report.is_unread((key,)):

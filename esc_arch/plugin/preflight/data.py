@@ -9,7 +9,7 @@ from torch import nn
 
 from esc_arch.plugin.preflight.dataset_files import UNDERSTOOD, check_content
 from esc_arch.plugin.preflight.files import is_file, root_problem
-from esc_arch.plugin.preflight.keys import check_io_backend, unread_of
+from esc_arch.plugin.preflight.keys import check_io_backend, registered, unread_of
 from esc_arch.plugin.preflight.registered import registered_type
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import DATA_REQUIRED, IO_BACKENDS, is_number
@@ -188,6 +188,56 @@ def _roots(report: Report, path: Path, value: dict[str, Any]) -> bool:
         elif not is_file(location):
             report.error(place, f"no such file: {one_line(location)}")
     return all_there
+
+
+# What BasicSR's data sets have in a sample, and what its models take out of it to train.
+_DEGRADED = {"gt", "kernel1", "kernel2", "sinc_kernel"}
+_HELD = {
+    **dict.fromkeys(("PairedImageDataset", "RealESRGANPairedDataset"), {"lq", "gt"}),
+    "DownsampleImageDataset": {"lq", "gt"},
+    "SingleImageDataset": {"lq"},
+    "RealESRGANDataset": _DEGRADED,
+    "FFHQDataset": {"gt"},
+}
+_TAKEN = {"SRModel": {"lq", "gt"}, "RealESRNetModel": _DEGRADED, "RealESRGANModel": _DEGRADED}
+# RealESRGANDataset makes all its pictures this large.
+_DEGRADED_SIDE = 400
+
+
+def check_samples(report: Report, model: type | None) -> None:
+    """Check that data sets hold what the model takes: the first step would end the run."""
+    maker = _first_with(model, "feed_data")
+    for phase, value in report.section("datasets").items():
+        path = ("datasets", phase, "type")
+        dataset = registered(DATASET_REGISTRY, report.get(*path))
+        held = _HELD.get(_first_with(dataset, "__getitem__"))
+        if maker not in _TAKEN or held is None:
+            continue
+        trains, degrades = phase == "train", report.options.get("high_order_degradation", True)
+        taken = _TAKEN[maker if trains and degrades else "SRModel"]
+        lacking = sorted((taken if trains else {"lq"}) - held)
+        size = report.get("gt_size")
+        if trains and taken is held is _DEGRADED and is_number(size) and size > _DEGRADED_SIDE:
+            report.error(("gt_size",), f"{size} is more than {_DEGRADED_SIDE}, as pictures are cut")
+        if lacking:
+            fitting = [name for name, has in _HELD.items() if taken <= has]
+            fitting += ["high_order_degradation: false"] if taken is _DEGRADED else []
+            report.error(
+                path,
+                f"{value['type']} has no {', '.join(lacking)}, which {report.get('model_type')} "
+                f"takes{' to train' if trains else ''}: write {' or '.join(fitting)}",
+            )
+
+
+def _first_with(cls: Any, method: str) -> str | None:
+    """The class that a method is of: BasicSR's or this package's, without what only adds to it."""
+    for each in inspect.getmro(cls) if inspect.isclass(cls) else ():
+        is_basicsrs = each.__module__.startswith("basicsr.")
+        if method in vars(each) and (is_basicsrs or not each.__module__.startswith("esc_arch.")):
+            return each.__name__ if is_basicsrs else None
+        if each.__name__ in _HELD:
+            return each.__name__
+    return None
 
 
 def check_networks_fit(report: Report, built: dict[str, nn.Module]) -> None:

@@ -141,7 +141,7 @@ def _sizes(
     """Check patches and borders against the smallest picture."""
     height, width, _ = smallest
     if path[1] == "train":
-        gt_size = report.get(*path, "gt_size")
+        gt_size = None if report.is_unread((*path, "gt_size")) else report.get(*path, "gt_size")
         # RealESRGANDataset makes its pictures larger.
         if is_number(gt_size) and kind != "RealESRGANDataset" and min(height, width) < gt_size:
             finding(

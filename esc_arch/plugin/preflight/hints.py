@@ -20,6 +20,8 @@ _ELSEWHERE = {
     "pretrained_model": "path: pretrain_network_g",
     "pretrained_netg": "path: pretrain_network_g",
     "pretrained_netd": "path: pretrain_network_d",
+    "pretrain_netg": "path: pretrain_network_g",
+    "pretrain_netd": "path: pretrain_network_d",
     "clip_grad_norm": "train: grad_clip",
     "gradient_clip": "train: grad_clip",
 }
@@ -52,11 +54,11 @@ def hint_for(report: Report, path: Path, reader: type | None) -> str:
     known = {"pretrain_network_g"} if reader is None else keys_read(reader, tuple(section))
     known |= loop_keys(tuple(section))
     filled = {k.replace("*", "g", 1) if k.endswith("_*") else k for k in known}
-    names = {k for k in filled if re.fullmatch(r"\w+", k) and k not in there}
+    names = {k for k in filled if re.fullmatch(r"\w+", k) and k != key}
     rules = {":".join((*section, k)) for k in names}
     # Strings that are surely options come first: others may be anything.
     options = {r.split(":")[-1] for r in rules if rule_of(tuple(r.split(":"))) is not None}
-    return meant_key(key, options) or meant_key(key, names, 0.88)
+    return meant_key(key, options, taken=there) or meant_key(key, names, 0.88, there)
 
 
 def _is_read_there(report: Report, home: str, key: str, reader: type | None) -> bool:

@@ -23,7 +23,7 @@ def check_optimizers(report: Report, model: type | None) -> None:
         if not key.startswith("optim_") or not isinstance(value, dict) or report.is_unread(path):
             continue
         name = report.get(*path, "type")
-        if name is None:
+        if "type" not in value:
             report.error((*path, "type"), "missing; it names the optimizer")
         if not isinstance(name, str):
             continue

@@ -57,9 +57,12 @@ OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _ma
 OptionLoader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
-def take_none_for_null(options: dict[str, Any]) -> None:
-    """Take the text None, and weights without a letter, for nothing, where that may be."""
+def take_as_meant(options: dict[str, Any]) -> None:
+    """Take 2.0 for 2, and the text None and weights without a letter for nothing, where it fits."""
     for path, value in list(walk(options)):
+        if isinstance(value, float) and value.is_integer():
+            if getattr(rule_of(path), "is_whole", False):
+                _set(options, path, int(value))
         if value == "None" or (value == "" and path[0] == "path"):
             rule = rule_of(path) if all(isinstance(key, str) for key in path) else None
             if rule is not None and rule(None) is None:
@@ -73,12 +76,8 @@ def _set(options: dict[str, Any], path: Path, value: Any) -> None:
 
 
 def settle(options: dict[str, Any]) -> None:
-    """Fill in what is clear: 2.0 for a batch size is 2, `~` is the home folder, no suffix none."""
-    take_none_for_null(options)
-    for path, value in list(walk(options)):
-        if isinstance(value, float) and getattr(rule_of(path), "is_whole", False):
-            if value.is_integer():
-                _set(options, path, int(value))
+    """Fill in what is clear: as `take_as_meant`, and `~` is the home folder, no suffix none."""
+    take_as_meant(options)
     if options.get("dist_params") is None:
         options.pop("dist_params", None)
     for data in options.get("datasets", {}).values():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     LOSS_REGISTRY,
@@ -48,7 +49,7 @@ def registered_type(
         reader: A model that may build what it names by itself.
     """
     name = report.get(*path)
-    if name is None or report.is_wrong(path):
+    if path[-1] not in report.section(*path[:-1]) or report.is_wrong(path):
         return None
     if not isinstance(name, str):
         report.error(path, f"must be the name of a {what}, not {show(name)}")
@@ -91,7 +92,6 @@ def check_keywords(
     parameters, takes_any = described
     section = report.section(*path)
     called = getattr(function, "__name__", str(function))
-    missing = set(parameters) - set(section)
     for key, value in section.items():
         if key in extra or (*path, key) in report.wrong:
             continue
@@ -100,10 +100,10 @@ def check_keywords(
             if wanted:
                 report.error((*path, key), f"{wanted}, not {show(value)}")
         elif not takes_any:
-            hint = meant_key(key, missing, 0.6)
+            hint = meant_key(key, parameters, 0.6, section)
             report.error((*path, key), f"{called} takes no such keyword{hint}")
         elif key not in words_of(function):
-            hint = meant_key(key, missing)
+            hint = meant_key(key, parameters, taken=section)
             report.warn((*path, key), f"{called} ignores this key{hint}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in section:
@@ -255,8 +255,11 @@ def check_losses(report: Report, model: type | None) -> None:
             continue
         if report.is_wrong(path):
             continue
-        if "layer_weights" in value:
+        if inspect.isclass(loss) and issubclass(loss, PerceptualLoss):
             vgg.check(report, path)
+            continue
+        if "layer_weights" in value:
+            # Of others: it may load what is not to be had here.
             continue
         if error := failure(loss, **without(value, *extra)):
             named = getattr(loss, "__name__", str(loss))

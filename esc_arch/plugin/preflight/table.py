@@ -93,6 +93,17 @@ def name(value: Any) -> str | None:
     return None
 
 
+def folder(value: Any) -> str | None:
+    """Rule: text that can name a folder, or one within another."""
+    parts = value.split("/") if isinstance(value, str) else [value]
+    return next(filter(None, map(name, parts)), None)
+
+
+def suffix(value: Any) -> str | None:
+    """Rule: what can end the name of a file."""
+    return None if type(value) in (int, float) else name(value)
+
+
 def section(value: Any) -> str | None:
     """Rule: a mapping."""
     return None if isinstance(value, dict) else "must be a section, key: value"
@@ -161,6 +172,9 @@ def _num_gpu(value: Any) -> str | None:
     return None if right else "must be auto or a whole number at least 0"
 
 
+_num_gpu.is_whole = True
+
+
 def _norm(value: Any) -> str | None:
     wanted = number(0, above=True)(value)
     return wanted and f"{wanted}, the largest norm of all gradients"
@@ -169,6 +183,9 @@ def _norm(value: Any) -> str | None:
 _PROBABILITY = number(0, 1)
 _PRECISION = one_of(False, True, None, "bfloat16", "float16")
 _DATA = "datasets:*:"
+_KERNELS = [
+    f"{form}{kind}" for form in ("", "generalized_", "plateau_") for kind in ("iso", "aniso")
+]
 
 RULES: list[tuple[str, Rule]] = [
     ("name", name),
@@ -184,7 +201,8 @@ RULES: list[tuple[str, Rule]] = [
     ("dist_params", or_null(section)),
     ("dist_params:backend", text),
     ("dist_params:port", Whole(1, 65535)),
-    (_DATA + "name", name),
+    ("datasets:train:name", text),
+    (_DATA + "name", folder),
     (_DATA + "type", text),
     (_DATA + "io_backend", section),
     (_DATA + "filename_tmpl", template),
@@ -205,7 +223,7 @@ RULES: list[tuple[str, Rule]] = [
     (_DATA + "mean", or_null(list_of(number()))),
     (_DATA + "std", or_null(list_of(number()))),
     (_DATA + "kernel_prob*", list_of(number(0))),
-    (_DATA + "kernel_list*", list_of(text, what="kernel names")),
+    (_DATA + "kernel_list*", list_of(one_of(*_KERNELS), what=f"kernels: {', '.join(_KERNELS)}")),
     (_DATA + "*sinc_prob*", _PROBABILITY),
     (_DATA + "blur_sigma*", span),
     (_DATA + "bet?g_range*", span),
@@ -252,12 +270,12 @@ RULES: list[tuple[str, Rule]] = [
     ("train:reset_momentum_iter", iterations),
     ("train:max_bad_steps", Whole(1)),
     ("train:accumulate_steps", Whole(1)),
-    ("use_amp", _PRECISION),
-    ("train:use_amp", _PRECISION),
+    *((f"{above}use_amp", _PRECISION) for above in ("", "train:")),
+    *((f"{above}compile", truth) for above in ("", "train:")),
     ("val:val_freq", Whole(1)),
     ("val:save_img", truth),
     ("val:pbar", truth),
-    ("val:suffix", or_null(name)),
+    ("val:suffix", or_null(suffix)),
     ("val:metrics", or_null(section)),
     ("val:metrics:*", section),
     ("val:metrics:*:crop_border", Whole(0, 4096)),

@@ -6,6 +6,7 @@ import urllib.request
 from typing import Any
 
 from esc_arch.plugin.preflight.report import Path, Report
+from esc_arch.plugin.preflight.table import is_number
 from esc_arch.plugin.preflight.wording import meant_key, show
 
 
@@ -27,7 +28,18 @@ def check(report: Report, path: Path) -> None:
         return
     layers = insert_bn(NAMES[plain]) if "bn" in kind else NAMES[plain]
     weights = options.get("layer_weights")
-    for layer in weights if isinstance(weights, dict) else ():
+    if not isinstance(weights, dict):
+        place = (*path, "layer_weights")
+        report.error(place, f"must be a section, layer: weight, not {show(weights)}")
+        return
+    criterion = options.get("criterion", "l1")
+    if criterion not in ("l1", "fro"):
+        report.error((*path, "criterion"), f"must be l1 or fro, not {show(criterion)}")
+    for layer, weight in weights.items():
+        if not is_number(weight):
+            report.error(
+                (*path, "layer_weights", str(layer)), f"must be a number, not {show(weight)}"
+            )
         if layer not in layers:
             hint = meant_key(str(layer), layers) or f"; it has {', '.join(layers[-5:])} and others"
             report.error((*path, "layer_weights", str(layer)), f"no such layer in {kind}{hint}")

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 _SUFFIXES = ("Model", "Loss", "Dataset")
@@ -31,13 +31,16 @@ def one_line(text: Any) -> str:
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 
-def meant_key(key: str, known: Iterable[str], likeness: float = 0.8) -> str:
+def meant_key(
+    key: str, known: Iterable[str], likeness: float = 0.8, taken: Container[str] = ()
+) -> str:
     """The end of a finding: the known key that was probably meant, or nothing.
 
     Args:
         key: What the user wrote.
-        known: Keys that are read, and not there already.
+        known: Keys that are read.
         likeness: How much alike they must be, 0 to 1 (difflib).
+        taken: Keys that are there already; where one of them is the most alike, none was meant.
     """
     written = key[:100].lower()
     best, best_likeness = None, likeness
@@ -48,7 +51,7 @@ def meant_key(key: str, known: Iterable[str], likeness: float = 0.8) -> str:
             alike = max(alike, 0.9)
         if alike >= best_likeness and (best is None or alike > best_likeness):
             best, best_likeness = other, alike
-    return f"; did you mean {best}?" if best else ""
+    return f"; did you mean {best}?" if best and best not in taken else ""
 
 
 def meant_type(name: str, known: Iterable[str]) -> str:
@@ -59,7 +62,8 @@ def meant_type(name: str, known: Iterable[str]) -> str:
     latter in long names or in what all such names end with.
     """
     written = name[:100].lower()
-    for other in known:
+    # AdamW for adamw, not Adam.
+    for other in sorted(known, key=lambda each: each.lower() != written):
         correct = other.lower()
         start = len(os.path.commonprefix([written, correct]))
         end = len(os.path.commonprefix([written[start:][::-1], correct[start:][::-1]]))

@@ -66,17 +66,18 @@ class DySample(nn.Module):
         batch, _, height, width = x.shape
         offset = self.offset(x) * 0.5 * self.scope(x).sigmoid() + self.init_pos
         # (B, 2, groups, s * H, s * W), in LR pixels.
-        offset = F.pixel_shuffle(offset, self.scale)
+        # Places in a picture are too many for half precision.
+        exact = torch.promote_types(x.dtype, torch.float32)
+        offset = F.pixel_shuffle(offset, self.scale).to(exact)
         offset = offset.view(batch, 2, self.groups, self.scale * height, self.scale * width)
-        base_x = self._lr_coordinates(width, x).view(1, 1, 1, -1)
-        base_y = self._lr_coordinates(height, x).view(1, 1, -1, 1)
+        base_x = self._lr_coordinates(width, offset).view(1, 1, 1, -1)
+        base_y = self._lr_coordinates(height, offset).view(1, 1, -1, 1)
         # grid_sample measures from -1 to 1 over the whole picture.
         grid_x = 2 * (offset[:, 0] + base_x) / width - 1
         grid_y = 2 * (offset[:, 1] + base_y) / height - 1
         grid = torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
         sampled = F.grid_sample(
-            # Places in a picture are too many for half precision.
-            x.reshape(batch * self.groups, -1, height, width).to(grid.dtype),
+            x.reshape(batch * self.groups, -1, height, width).to(exact),
             grid,
             mode="bilinear",
             padding_mode="border",
@@ -93,9 +94,9 @@ class DySample(nn.Module):
             state_dict[key] = torch.zeros_like(self.scope.weight)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _lr_coordinates(self, size: int, x: Tensor) -> Tensor:
+    def _lr_coordinates(self, size: int, offset: Tensor) -> Tensor:
         """Centre of the LR pixel that each of `scale * size` output pixels lies in."""
-        centres = torch.arange(size, device=x.device) + 0.5
+        centres = torch.arange(size, device=offset.device, dtype=offset.dtype) + 0.5
         return centres.repeat_interleave(self.scale)
 
 

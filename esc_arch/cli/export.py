@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_common(onnx, ".onnx")
     onnx.add_argument(
-        "--opset", type=int, default=17, metavar="N", help="17 to 20 (default: 17, which all read)"
+        "--opset",
+        type=int,
+        default=17,
+        metavar="N",
+        help="17, or up to the newest that the package onnx has (default: 17, which all read)",
     )
     exported = kinds.add_parser(
         "exported",
@@ -95,9 +99,11 @@ def _onnx(args: argparse.Namespace) -> int:
     from esc_arch.errors import UserError
     from esc_arch.inference import onnx_files
 
-    if args.opset not in onnx_files.OPSETS:
-        first, last = onnx_files.OPSETS[0], onnx_files.OPSETS[-1]
-        raise UserError(f"--opset {args.opset}: must be from {first} to {last}")
+    if args.opset not in (opsets := onnx_files.opsets()):
+        raise UserError(
+            f"--opset {args.opset}: must be from {opsets[0]} to {opsets[-1]}, the newest that this "
+            "onnx has"
+        )
     versions = onnx_files.versions()
     checkpoint, network = _network(args)
     dtype, properties = getattr(torch, args.dtype), _properties(checkpoint, network)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from esc_arch.errors import UserError
+from esc_arch.errors import UserError, printable
 from esc_arch.inference.export_checks import Shape, differences, traced_shape
 from esc_arch.inference.export_forms import branchless, export_form
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     import onnxruntime
 
 INPUT, OUTPUT = "input", "output"
-# What both the oldest and the newest PyTorch write.
-OPSETS = range(17, 21)
+OLDEST_OPSET = 17
+# What both the oldest and the newest PyTorch write; ONNX itself makes newer ones of that.
+_WRITTEN = 20
 
 
 def to_onnx(
     network: nn.Module,
     shape: Shape | None = None,
     dtype: torch.dtype = torch.float32,
-    opset: int = OPSETS[0],
+    opset: int = OLDEST_OPSET,
     properties: Mapping[str, str] | None = None,
 ) -> bytes:
     """Write a network as an ONNX model, found valid by ONNX's own checker.
@@ -36,7 +37,7 @@ def to_onnx(
         shape: Of the input, (B, 3, H, W); None for any batch, height and width.
         dtype: float32, or float16: then of input, output and weights; softmax, LayerNorm and the
             means over the picture stay in float32.
-        opset: Version of ONNX's operators, one of `OPSETS`.
+        opset: Version of ONNX's operators, one of `opsets()`.
         properties: Texts that the model shall carry, `metadata_props`.
 
     Returns:
@@ -63,13 +64,17 @@ def to_onnx(
             form,
             (example,),
             buffer,
-            opset_version=opset,
+            opset_version=min(opset, _WRITTEN),
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes=free if shape is None else None,
             **options,
         )
     model = onnx.load_from_string(buffer.getvalue())
+    if opset > _WRITTEN:
+        model = onnx.version_converter.convert_version(model, opset)
+        oldest = onnx.helper.find_min_ir_version_for(model.opset_import)
+        model.ir_version = max(model.ir_version, oldest)
     onnx.helper.set_model_props(model, dict(properties or {}))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -108,13 +113,33 @@ def open_session(
         threads: How many of the CPU it uses; None for as many as PyTorch.
 
     Raises:
-        UserError: The package onnxruntime is missing.
+        UserError: The package onnxruntime is missing, or does not take the model.
     """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 4  # Its errors are raised, too; warnings tell of optimisations.
-    return onnxruntime.InferenceSession(model, options, providers=providers)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # It raises a class for each of its statuses.
+        what = "the model" if isinstance(model, bytes) else printable(model)
+        raise UserError(
+            f"{what}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason_of(error)}"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of ONNX Runtime says, in a line."""
+    return " ".join(str(error).split())[:200]
+
+
+def opsets() -> range:
+    """The versions of operators that models can be written with.
+
+    Raises:
+        UserError: The package onnx is missing.
+    """
+    return range(OLDEST_OPSET, _onnx().defs.onnx_opset_version() + 1)
 
 
 def versions() -> str:
@@ -139,6 +164,7 @@ def _onnx():
         import onnx
         import onnx.checker
         import onnx.helper
+        import onnx.version_converter
     except ImportError as error:
         raise UserError(_missing("onnx")) from error
     return onnx

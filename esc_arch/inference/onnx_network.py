@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError, printable
-from esc_arch.inference.onnx_files import open_session
+from esc_arch.inference.onnx_files import open_session, reason_of
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.ops.windows import reflect_pad
 from esc_arch.zoo.content import require_regular_file
@@ -41,7 +41,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self._shown = shown = printable(path)
         require_regular_file(Path(path))
-        self._session = _open(path, device)
+        self._session = open_session(os.fspath(path), _providers(device))
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         dtype = _DTYPES.get(inputs[0].type)
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or dtype is None:
@@ -88,7 +88,7 @@ class OnnxNetwork(nn.Module):
         try:
             (found,) = self._session.run([self._names[1]], {self._names[0]: given})
         except Exception as error:  # A class for each of its statuses.
-            reason = _reason(error)
+            reason = reason_of(error)
             if "allocate" in str(error):
                 raise MemoryError(reason) from error
             raise UserError(f"{self._shown}: ONNX Runtime cannot run it: {reason}") from None
@@ -149,22 +149,6 @@ def load_onnx(
         "window_size": window,
     }
     return Upscaler(network, options, tile, tile_pad, network.properties)
-
-
-def _open(path: str | os.PathLike, device: torch.device):
-    providers = _providers(device)
-    try:
-        return open_session(os.fspath(path), providers)
-    except UserError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a class for each of its statuses.
-        raise UserError(
-            f"{printable(path)}: ONNX Runtime cannot load it: {_reason(error)}"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _providers(device: torch.device) -> list[str]:

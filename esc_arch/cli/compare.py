@@ -1,6 +1,7 @@
 """`basicsr compare`: the crops figure of papers, from pictures that several methods made."""
 
 import argparse
+import os
 from pathlib import Path
 
 from esc_arch.errors import UserError, printable
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output.suffix.lower() not in SUFFIXES:
         raise UserError(f"--output {args.output}: must end in {', '.join(SUFFIXES)}")
     given = [path for path in (*args.results, args.reference, args.lr) if path is not None]
-    if args.output.resolve() in {path.resolve() for path in given}:
+    # By what it is: where letter case does not count, its name may be spelled in another way.
+    there = [path for path in given if os.path.exists(path) and os.path.exists(args.output)]
+    if any(os.path.samefile(path, args.output) for path in there):
         raise UserError(f"--output {args.output}: is one of the pictures that are compared")
     import_plugins()
     from esc_arch.study.comparison import draw_crops, make_panels, most_different

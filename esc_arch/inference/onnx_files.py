@@ -123,9 +123,7 @@ def open_session(
         return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # It raises a class for each of its statuses.
         what = "the model" if isinstance(model, bytes) else printable(model)
-        raise UserError(
-            f"{what}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason_of(error)}"
-        ) from None
+        raise UserError(f"{what}: ONNX Runtime cannot load it: {reason_of(error)}") from None
 
 
 def reason_of(error: Exception) -> str:

@@ -135,7 +135,7 @@ def test_a_static_model_takes_its_shape_alone(name: str, dtype: torch.dtype, lim
 
 def test_what_onnx_runtime_does_not_take_is_one_line() -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(UserError, match="the model: ONNX Runtime .* cannot load it: ") as caught:
+    with pytest.raises(UserError, match="the model: ONNX Runtime cannot load it: ") as caught:
         dict(onnx_files.errors_of(b"no model", built(NETWORKS["ESC"]), [(1, 3, 8, 8)]))
     assert "\n" not in str(caught.value)
 

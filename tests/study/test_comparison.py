@@ -1,5 +1,6 @@
 """`basicsr compare`: the metrics are the definitions', the square is the one asked for."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,10 @@ def test_the_figure_replaces_no_picture(option, pictures, capsys):
     assert main(["compare", "a.png", *option, "hr.png", "-o", "./hr.png"]) == 2
     assert "--output hr.png: is one of the pictures" in capsys.readouterr().err
     assert Path("hr.png").read_bytes() == before
+    # Under another name, too, as one of other letter case is on macOS and Windows.
+    os.link("hr.png", "other.png")
+    assert main(["compare", "a.png", *option, "hr.png", "-o", "other.png"]) == 2
+    assert Path("other.png").read_bytes() == before
 
 
 def test_a_result_that_was_there_is_compared_too(pictures, capsys):

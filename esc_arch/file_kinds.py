@@ -1,4 +1,4 @@
-"""What a file is that is no picture or no checkpoint: for the line that says so."""
+"""What a file is, by its content: for what reads it, and for the line that says it cannot."""
 
 import codecs
 
@@ -11,6 +11,7 @@ _STARTS = {
     "a PNG": (b"\x89PNG\r\n\x1a\n",),
     "a PNG that was damaged when it was sent as text": (b"\x89PNG",),
     "a JPEG": (b"\xff\xd8\xff",),
+    "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "a GIF": (b"GIF8",),
     "a JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
     "a JPEG 2000": (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  "),
@@ -61,7 +62,7 @@ _PAGE = (
 )
 
 
-def other_kind(head: bytes) -> str | None:
+def kind_of_file(head: bytes) -> str | None:
     """Name the kind of a file by its first `HEAD` bytes; None where these tell nothing.
 
     Args:
@@ -72,6 +73,10 @@ def other_kind(head: bytes) -> str | None:
     for name, starts in _STARTS.items():
         if head.startswith(starts):
             return name
+    # As clipboards leave it, without a file's own head before the sizes of headers that there are.
+    bare = head[:4] in (b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
+    if head[:2] == b"BM" or bare and head[12:14] == b"\1\0":
+        return "a BMP"
     if head[4:8] == b"ftyp":
         brands = {head[place : place + 4] for place in range(8, 64, 4)}
         found = (name for name, known in _BRANDS.items() if not brands.isdisjoint(known))

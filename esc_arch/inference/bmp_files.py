@@ -9,8 +9,6 @@ import numpy as np
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.metadata import Metadata
 
-# The only sizes of a header without a file's own in front of it, as clipboards leave them.
-_BARE = tuple(struct.pack("<I", size) for size in (40, 108, 124))
 _CORE, _INFO = 12, 40
 _PLAIN, _RLE_8, _RLE_4, _MASKS, _RLE_24, _ALPHA_MASKS = 0, 1, 2, 3, 4, 6
 _KINDS = {_PLAIN: (1, 2, 4, 8, 16, 24, 32), _RLE_8: (8,), _RLE_4: (4,), _RLE_24: (24,)}
@@ -18,11 +16,6 @@ _KINDS |= {_MASKS: (16, 32), _ALPHA_MASKS: (16, 32)}
 _USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F, 0), 32: (0xFF0000, 0xFF00, 0xFF, 0)}
 _EMBEDDED_PROFILE = b"DEBM"
 _MOST_PIXELS = 1 << 28
-
-
-def is_bmp(head: bytes) -> bool:
-    """Whether a file is a BMP, by its first 64 bytes."""
-    return head[:2] == b"BM" or head[:4] in _BARE and head[12:14] == b"\1\0"
 
 
 def read_bmp(path: Path, content: bytes) -> tuple[np.ndarray, Metadata]:

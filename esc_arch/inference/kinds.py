@@ -10,6 +10,7 @@ import torch
 
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.picture_files import Picture
+from esc_arch.inference.plain_pictures import plain_mode
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -103,9 +104,8 @@ def upscale_pillow(
         return Image.fromarray(upscale_array(upscaler, np.asarray(image), watch))
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         raise UserError(f"a Pillow image of mode {image.mode}; 8 or 16 bits a value are needed")
-    grey, alpha = image.mode in ("1", "L", "LA", "La"), image.has_transparency_data
-    mode = {(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}[grey, alpha]
-    result = Image.fromarray(upscale_array(upscaler, np.asarray(image.convert(mode)), watch))
+    pixels = np.asarray(image.convert(plain_mode(image)))
+    result = Image.fromarray(upscale_array(upscaler, pixels, watch))
     # The profile of other colours says nothing of RGB.
     kept = ("dpi", "exif") if image.mode in ("CMYK", "LAB") else ("dpi", "exif", "icc_profile")
     result.info |= {key: image.info[key] for key in kept if key in image.info}

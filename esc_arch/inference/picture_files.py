@@ -14,13 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from esc_arch.errors import UserError, printable, reading
-from esc_arch.file_kinds import HEAD, other_kind
-from esc_arch.inference.bmp_files import beyond_palette, is_bmp
+from esc_arch.file_kinds import HEAD, kind_of_file
+from esc_arch.inference.bmp_files import beyond_palette
 from esc_arch.inference.metadata import Metadata, orientation
 from esc_arch.inference.png_chunks import (
     COLOUR_CHUNKS,
     PALETTE,
-    SIGNATURE,
     ChunkWriter,
     icc_profile,
     png_fault,
@@ -35,6 +34,7 @@ PICTURE_SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in ("png", "jpg", "jpeg", "jpe", "jfif", "jif", "webp", "tif", "tiff", "bmp", "dib")
 )
+_LOADERS = {f"a {name}": name.lower() for name in ("PNG", "JPEG", "WebP", "TIFF", "BMP")}
 KINDS = "PNG, JPEG, WebP, TIFF or BMP"
 _FINEST = 1e6
 _FLOATS = ("float", "double")
@@ -126,10 +126,9 @@ def open_picture(path: str | os.PathLike, page: int | None = None) -> Source:
     path = Path(path)
     with reading(path):
         with open_regular(path) as file:
-            head = file.read(HEAD)
-            kind = _sniff(head)
-            if kind is None:
-                what = f"is {found}, " if (found := other_kind(head)) else ""
+            found = kind_of_file(file.read(HEAD))
+            if (kind := _LOADERS.get(found or "")) is None:
+                what = f"is {found}, " if found else ""
                 raise UserError(
                     f"{printable(path)}: {what}not a picture that can be read ({KINDS})"
                 )
@@ -157,18 +156,6 @@ def _import_vips() -> Any:
     except Exception:  # ImportError, or OSError where only its own half is installed.
         return None
     return pyvips
-
-
-def _sniff(head: bytes) -> str | None:
-    if head.startswith(SIGNATURE):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
-    return "bmp" if is_bmp(head) else None
 
 
 def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | None) -> Source:

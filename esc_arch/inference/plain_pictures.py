@@ -32,22 +32,22 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
     _tell_once()
     if kind == "tiff" or page not in (None, 1):
         raise UserError(f"{shown}: needs libvips, which is not installed; {_INSTALL}")
-    with open(path, "rb") as file:
-        deep = kind == "png" and file.read(25)[24:] == b"\x10"
-    if deep:
+    chunks = {}
+    if kind == "png":
+        with open(path, "rb") as file:
+            chunks = read_chunks(file)
+    if chunks.get(b"IHDR", b"")[8:9] == b"\x10":
         raise UserError(f"{shown}: 16 bits a value need libvips; {_INSTALL}")
     try:
         with warnings.catch_warnings(), Image.open(path, formats=[kind.upper()]) as image:
             warnings.simplefilter("ignore")
-            mode = image.mode
-            if mode == "P" and image.getextrema()[1] >= (named := len(image.getpalette()) // 3):
+            if image.mode == "P" and image.getextrema()[1] >= (
+                named := len(image.getpalette()) // 3
+            ):
                 raise UserError(beyond_palette(path, named))
             profile, exif = image.info.get("icc_profile"), image.info.get("exif")
-            grey = mode in ("1", "L", "LA", "La")
-            alpha = image.has_transparency_data
-            image = ImageOps.exif_transpose(image)
-            modes = {(1, 0): "L", (1, 1): "LA", (0, 0): "RGB", (0, 1): "RGBA"}
-            pixels = np.asarray(image.convert(modes[grey, alpha]))
+            mode = plain_mode(image)
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
     except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -57,13 +57,15 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
         # Pillow raises a different class for each kind of damage in each format.
         raise damaged(path, error) from None
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    colours = {}
-    if kind == "png":
-        with open(path, "rb") as file:
-            chunks = read_chunks(file)
-        colours = {name: chunks[name] for name in COLOUR_CHUNKS if name in chunks}
+    colours = {name: chunks[name] for name in COLOUR_CHUNKS if name in chunks}
     metadata = Metadata(profile, colours, exif).of(pixels.shape[2])
     return source_in_memory(Picture(pixels, metadata), path)
+
+
+def plain_mode(image: Any) -> str:
+    """Grey or RGB, with alpha where an image of Pillow has transparency."""
+    grey = image.mode in ("1", "L", "LA", "La")
+    return ("L" if grey else "RGB") + "A" * image.has_transparency_data
 
 
 def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:

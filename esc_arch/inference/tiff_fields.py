@@ -1,9 +1,8 @@
 """The directories of a TIFF file: what its pages say of themselves."""
 
-import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,9 @@ DNG_VERSION = 50706
 # Kind of a field's values -> how Python unpacks one; others hold no whole numbers.
 _WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _LONG, _LONG_8 = 4, 16
+FARTHEST = (1 << 32) - (1 << 28)
+"""How large a file may be of which a `View` is needed: its directory must be within 32 bits."""
+
 _MOST_PAGES = 100_000
 _MOST_VALUES = 1 << 26
 
@@ -115,6 +117,8 @@ def _numbers(file, form: Form, entry: bytes) -> tuple[int, ...] | None:
 class View:
     """A TIFF file as if its only page said other things of itself; for `SourceCustom`.
 
+    Its directory stands far behind the file, so that reading what the file lacks fails.
+
     Args:
         path: The file.
         directory: The page.
@@ -127,36 +131,28 @@ class View:
         form = directory.form
         self._file = open(path, "rb")  # noqa: SIM115, closed with the view
         self._lock = threading.Lock()
-        self._size = os.fstat(self._file.fileno()).st_size
-        start = self._size + self._size % 2
-        self._tail = bytes(start - self._size) + _table(directory, changed, start)
-        self._file.seek(0)
-        self._head = self._file.read(form.size) + struct.pack(form.word, start)
+        self._start = 1 << 62 if form.big else FARTHEST
+        self._tail = _table(directory, changed, self._start)
+        self._head = self._file.read(form.size) + struct.pack(form.word, self._start)
         self._place = 0
 
     def read(self, size: int) -> bytes:
-        """The next bytes."""
+        """The next bytes, perhaps fewer than asked for."""
         with self._lock:
-            parts = list(self._parts(self._place, size))
-            self._place += sum(map(len, parts))
-        return b"".join(parts)
-
-    def _parts(self, place: int, size: int) -> Iterator[bytes]:
-        head = self._head[place : place + size]
-        yield head
-        place, size = place + len(head), size - len(head)
-        if size and place < self._size:
-            self._file.seek(place)
-            content = self._file.read(min(size, self._size - place))
-            yield content
-            place, size = place + len(content), size - len(content)
-        if size and place >= self._size:
-            yield self._tail[place - self._size :][:size]
+            if self._place < len(self._head):
+                content = self._head[self._place :][:size]
+            elif self._place >= self._start:
+                content = self._tail[self._place - self._start :][:size]
+            else:
+                self._file.seek(self._place)
+                content = self._file.read(min(size, self._start - self._place))
+            self._place += len(content)
+            return content
 
     def seek(self, offset: int, whence: int) -> int:
         """Go somewhere else."""
         with self._lock:
-            start = (0, self._place, self._size + len(self._tail))[whence]
+            start = (0, self._place, self._start + len(self._tail))[whence]
             self._place = max(0, start + offset)
             return self._place
 

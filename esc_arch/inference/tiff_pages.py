@@ -26,8 +26,6 @@ _SIGNED, _FLOAT, _COMPLEX = 2, 3, (5, 6)
 _NUMBERS = {_SIGNED: "signed numbers", _FLOAT: "floats"} | dict.fromkeys(
     _COMPLEX, "complex numbers"
 )
-# Leaves room for a directory behind the file within 32 bits.
-_LARGEST = (1 << 32) - (1 << 28)
 _JPEG = (6, 7)
 _COMPRESSIONS = {
     34661: "JBIG",
@@ -94,7 +92,8 @@ def load_tiff(vips: Any, path: Path, options: dict[str, Any], keep: list[Any]) -
     inverted = colours == _WHITE and page.first(fields.FORMAT, 1) == _FLOAT
     if not (changed or lab or separate or tiled or inverted):
         return None
-    _check_whole(path, page)
+    if not page.form.big and path.stat().st_size > fields.FARTHEST:
+        raise UserError(f"{printable(path)}: too large for its kind of TIFF; save it as BigTIFF")
     if lab:
         changed[fields.PHOTOMETRIC] = (_RGB,)
     opened = _Opened(vips, path, page, {k: v for k, v in options.items() if k != "page"}, keep)
@@ -113,6 +112,8 @@ def _fault(page: Directory) -> str | None:
     """Why a page cannot be read right, if it cannot."""
     if not page.fields:
         return "damaged, or not a picture: a page says nothing of itself"
+    if any(0 in page.values.get(tag, ()) for tag in (fields.STRIP_OFFSETS, fields.TILE_OFFSETS)):
+        return "damaged, or not a picture: parts of it are missing"
     colours, samples = page.first(fields.PHOTOMETRIC, _GREY), page.first(fields.SAMPLES, 1)
     bits, form = page.values.get(fields.BITS, (1,)), page.first(fields.FORMAT, 1)
     reduced = page.first(fields.SUB_FILE_TYPE) & _REDUCED and fields.SUB_DIRECTORIES in page.fields
@@ -150,23 +151,6 @@ def _fault(page: Directory) -> str | None:
         what = _COMPRESSIONS[compression]
         return f"compressed by {what}, which cannot be read here; save it with LZW or Deflate"
     return None
-
-
-def _check_whole(path: Path, page: Directory) -> None:
-    """Raise where pixels are missing: a `View` puts something else where a file has been cut."""
-    tiled = fields.TILE_OFFSETS in page.values
-    offsets = page.values.get(fields.TILE_OFFSETS if tiled else fields.STRIP_OFFSETS, ())
-    sizes = page.values.get(fields.TILE_BYTES if tiled else fields.STRIP_BYTES, ())
-    size = path.stat().st_size
-    reason = None
-    if not offsets or len(offsets) != len(sizes) or 0 in sizes:
-        reason = "parts of it are missing"
-    elif any(start + count > size for start, count in zip(offsets, sizes, strict=True)):
-        reason = "it is cut off"
-    elif not page.form.big and size > _LARGEST:
-        reason = "it is too large for this kind of TIFF"
-    if reason is not None:
-        raise UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
 
 
 class _Opened:

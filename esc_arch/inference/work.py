@@ -160,6 +160,8 @@ def read(job: Job, upscaler: "Upscaler", settings: Settings) -> Opened:
     if encoding.format != "png" and source.metadata.colour_chunks:
         names = ", ".join(name.decode() for name in source.metadata.colour_chunks)
         notes.append(f"{shown}: its {names} say which colours it means; only PNG keeps them")
+    if encoding.format == "tiff" and source.metadata.exif and not encoding.strip:
+        notes.append(f"{shown}: its EXIF is left out; PNG, JPEG and WebP keep it")
     if upscaler.tiles_needed(source.height, source.width):
         if (note := upscaler.why_smaller_tiles(source.height, source.width)) is not None:
             notes.append(f"{shown}: {note}")

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from esc_arch.errors import UserError, printable
-from esc_arch.file_kinds import HEAD, other_kind
+from esc_arch.file_kinds import HEAD, kind_of_file
 
 # More than this in front of the tensors is no header that a network needs.
 _LARGEST_HEADER = 100_000_000
@@ -54,7 +54,7 @@ def kind_of(path: Path) -> str:
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length <= max(size, _LARGEST_HEADER):
         return "safetensors"
-    if (found := other_kind(head)) is not None:
+    if (found := kind_of_file(head)) is not None:
         raise UserError(f"{printable(path)}: is {found}, not a checkpoint")
     return "pickle"
 

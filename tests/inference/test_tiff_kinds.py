@@ -57,6 +57,20 @@ def test_tiles_that_are_cut_anywhere_are_refused(big, compression, separate, tmp
 
 
 @pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("tile", [None, TILE])
+@pytest.mark.parametrize("place", [0, 0xF0000000])
+def test_parts_that_stand_nowhere_are_no_made_up_ones(place, tile, separate, tmp_path):
+    path = write(tmp_path / "a.tif", RGB, tile=tile, separate=separate, rowsperstrip=16)
+    with tifffile.TiffFile(path) as file:
+        name = "TileOffsets" if tile else "StripOffsets"
+        numbers = list(file.pages[0].tags[name].value)
+    numbers[1] = place
+    change(path, **{name: tuple(numbers)})
+    with pytest.raises(UserError, match="a.tif: damaged"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("rows", [5, 37])
 def test_a_damaged_tile_is_no_black_one(rows, separate, tmp_path):
     path = write(tmp_path / "a.tif", RGB, tile=TILE, compression="zlib", separate=separate)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from esc_arch.cli.main import main
 from esc_arch.inference.encoding import Encoding, encode
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.picture_files import Picture, open_picture, read_picture
@@ -53,3 +54,20 @@ def test_cmyk_is_not_said_to_be_converted_by_a_profile_that_is_none_of_cmyk(
     image.save(tmp_path / "a", form, icc_profile=profile)
     usual = f"{tmp_path}/a: CMYK, converted to sRGB by a usual profile, since it has none"
     assert open_picture(tmp_path / "a").notes == [usual]
+
+
+def test_what_another_format_does_not_keep_is_told(folder, model, capsys):
+    exif = Image.Exif()
+    exif[0x010E] = "a cat"
+    gamma = b"\0\1\x86\xa0"
+    content = encode(Picture(RGB, Metadata(None, {b"gAMA": gamma}, exif.tobytes())))
+    (folder / "a.png").write_bytes(content)
+    command = ["upscale", "a.png", "--model", str(model), "--device", "cpu", "-o", "out"]
+    assert main([*command, "--format", "tiff"]) == 0
+    told = [line.split("a.png: ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "its gAMA say which colours it means; only PNG keeps them",
+        "its EXIF is left out; PNG, JPEG and WebP keep it",
+    ]
+    assert main([*command, "--format", "png"]) == 0
+    assert capsys.readouterr().err == ""

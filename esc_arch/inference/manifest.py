@@ -57,7 +57,7 @@ class Manifest:
                 if "made_by" in entry:
                     self._makers[str(entry["key"])] = entry["made_by"]
                 elif {"result", "bytes", "source", "key"} <= entry.keys():
-                    self._entries[entry["result"]] = entry
+                    self._entries[entry["result"]] = {**entry, "key": str(entry["key"])}
             except (ValueError, TypeError, AttributeError, KeyError):
                 continue  # A line that was cut off, or something else's.
 

@@ -169,13 +169,24 @@ def _frames(source: Path, facts: Facts, skip: int) -> Iterator[tuple[Picture, in
         for number, frame in enumerate(film.decode(stream)):
             if number < skip:
                 continue
-            plain = frame.reformat(
-                format=form, src_colorspace=facts.colours[0], src_color_range=facts.colours[1]
-            )
+            matrix, values = facts.colours[:2]
+            try:
+                plain = frame.reformat(format=form, src_colorspace=matrix, src_color_range=values)
+            except av.error.FFmpegError:
+                raise UserError(
+                    f"{printable(source)}: its colours are of a kind that FFmpeg does not make RGB "
+                    f"of (matrix {matrix}); convert the film to BT.709 before"
+                ) from None
             pixels = plain.to_ndarray()
             # FFmpeg's angle is counterclockwise, as numpy's.
             turns = round(frame.rotation / 90) % 4
             pixels = np.ascontiguousarray(np.rot90(pixels, turns))
+            if pixels.shape[:2] != (facts.height, facts.width):
+                raise UserError(
+                    f"{printable(source)}: its frame {number} has {pixels.shape[1]} x "
+                    f"{pixels.shape[0]} pixels, those before {facts.width} x {facts.height}; split "
+                    "the film there"
+                )
             time = frame.pts
             if time is None:
                 time = round(number / facts.rate / facts.time_base)

@@ -328,6 +328,39 @@ def test_mistakes_are_one_line(arguments, status, told, folder, photographs, cap
     assert Path("clip.mp4").read_bytes() == before
 
 
+def test_a_film_that_changes_its_size_or_has_other_colours_is_told(folder, photographs, capsys):
+    for name, (height, width) in {"a.h264": (48, 64), "b.h264": (32, 80)}.items():
+        with av.open(name, "w") as out:
+            video = out.add_stream("libx264", rate=25)
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            for _ in range(3):
+                pixels = np.ascontiguousarray(photographs["coffee"][:height, :width])
+                out.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            out.mux(video.encode(None))
+    Path("both.h264").write_bytes(Path("a.h264").read_bytes() + Path("b.h264").read_bytes())
+    with av.open("both.h264", format="h264") as parts, av.open("both.mkv", "w") as out:
+        video = out.add_stream_from_template(parts.streams.video[0], opaque=True)
+        packets = [packet for packet in parts.demux() if packet.size]
+        for number, packet in enumerate(packets):
+            packet.stream, packet.time_base = video, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            out.mux(packet)
+    assert upscale("both.mkv", "-o", "out.mkv", "--batch", 4) == 2
+    told = "both.mkv: its frame 3 has 80 x 32 pixels, those before 64 x 48; split the film there"
+    assert told in capsys.readouterr().err
+    with av.open("ycgco.mkv", "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.colorspace = 8
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        out.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(video.encode(None))
+    assert upscale("ycgco.mkv", "-o", "out.mkv") == 2
+    error = capsys.readouterr().err
+    assert "does not make RGB of (matrix 8)" in error and error.count("\n") == 1
+    assert not Path("out.mkv").exists()
+
+
 def test_a_film_that_breaks_off_is_told_and_nothing_half_is_left(folder, photographs, capsys):
     make_clip("clip.mkv", photographs["coffee"], list(range(0, 400, 4)), sound=False)
     content = Path("clip.mkv").read_bytes()

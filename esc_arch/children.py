@@ -7,7 +7,6 @@
 import contextlib
 import multiprocessing.util
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -60,15 +59,6 @@ def run_python(code: str, arguments: Sequence[str] = ()) -> subprocess.Completed
     return subprocess.run(
         [sys.executable, *FLAGS, "-c", path + code, *arguments], capture_output=True
     )
-
-
-def signal_that_ends(code: str, arguments: Sequence[str]) -> str | None:
-    """As `run_python`; returns the name of the signal that killed the process, or None.
-
-    Files that are mapped into memory, as LMDBs are, can kill whoever reads them.
-    """
-    status = run_python(code, arguments).returncode
-    return signal.Signals(-status).name if status < 0 else None
 
 
 def keep_current_folder_out() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import lmdb
 
-from esc_arch.children import signal_that_ends
 from esc_arch.errors import UserError
 from esc_arch.prepare.images import PNG_LEVEL, png_shape
+from esc_arch.prepare.lmdb_look import fault_of_reading
 from esc_arch.whole_files import remove_temporary_files, write_atomically
 
 _FIRST_MAP_SIZE = 1 << 28
@@ -315,21 +315,8 @@ def _refuse_damaged(folder: Path) -> None:
     """
     if not (folder / "data.mdb").exists():
         return
-    if name := signal_that_ends(_GO_THROUGH, [str(folder)]):
-        raise UserError(
-            f"{folder}: damaged: reading it ends a process by {name}; remove it to begin anew"
-        )
-
-
-# With room taken for a value and given back, since what is free is listed in it, too.
-_GO_THROUGH = """
-import sys, lmdb
-with lmdb.open(sys.argv[1], lock=False).begin(write=True, buffers=True) as change:
-    for key, value in change.cursor():
-        bytes(key), bytes(value[:1]), bytes(value[-1:])
-    change.put(b"a", bytes(100_000))
-    change.abort()
-"""
+    if fault := fault_of_reading(folder, change=True):
+        raise UserError(f"{folder}: damaged: {fault}; remove it to begin anew")
 
 
 def _key(source: str, index: int) -> bytes:

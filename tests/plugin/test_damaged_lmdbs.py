@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmdb
+import pytest
+from crafted_lmdbs import mutated, without_end
 
 READ = """
 import sys
@@ -109,3 +111,30 @@ def test_a_crafted_length_that_would_kill_the_run_is_named(tmp_path: Path, paire
         "again",
         message,
     ), message
+
+
+def test_a_tree_without_end_is_named(tmp_path: Path, paired_data):
+    copy = tmp_path / "endless.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    data = copy / "data.mdb"
+    data.write_bytes(without_end(data.read_bytes()))
+    told = f"{copy}: damaged: reading it has no end; make it again"
+    assert read(copy, paired_data.train_lq) == f"datasets: train: {told}"
+
+
+@pytest.mark.slow
+def test_crafted_ones_are_read_or_named_and_kill_no_run(tmp_path: Path, paired_data):
+    places = random.Random(23)
+    content = (paired_data.train_gt / "data.mdb").read_bytes()
+    copies = []
+    for number in range(400):
+        copies.append(tmp_path / f"crafted_{number}.lmdb")
+        copies[-1].mkdir()
+        shutil.copy(paired_data.train_gt / "meta_info.txt", copies[-1])
+        (copies[-1] / "data.mdb").write_bytes(mutated(content, places))
+    said = read_all(copies, paired_data.train_lq)
+    for copy, message in zip(copies, said, strict=True):
+        assert message == "read" or (
+            message.startswith("datasets: train: ") and str(copy) in message
+        )
+    assert any("ends a process by SIG" in message for message in said)

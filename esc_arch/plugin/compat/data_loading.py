@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from esc_arch.children import run_python, signal_that_ends
 from esc_arch.plugin.compat.patching import patch, swapped
+from esc_arch.prepare.lmdb_look import fault_of_reading, is_whole
 
 
 def datasets_in_spawned_workers(data: ModuleType) -> None:
@@ -88,22 +88,21 @@ def _refuse_truncated_lmdb(environment: Any, path: str) -> None:
     if size >= expected:
         return
     # Pages at the end that were never written may be free, so another process has to try.
-    if run_python(_READ_WHOLE_LMDB, [path]).returncode != 0:
+    if not is_whole(path):
         raise UserError(f"{path}: truncated: {size} of {expected} bytes; make it again")
 
 
 def refuse_unreadable_lmdb(path: str, section: str) -> None:
     """Look an LMDB through in a process of its own, which a crafted one may kill.
 
-    Of each value the first and the last byte are read: what lies between is in the file if they
-    are. What the LMDB library itself finds wrong is left to whoever opens it.
+    What the LMDB library itself finds wrong is left to whoever opens it.
 
     Args:
         path: A folder with `data.mdb`.
         section: Of the options that name it, for the error.
 
     Raises:
-        UserError: Reading it kills a process.
+        UserError: Reading it kills a process, or has no end.
     """
     from esc_arch.errors import UserError
 
@@ -114,26 +113,9 @@ def refuse_unreadable_lmdb(path: str, section: str) -> None:
     key = (os.path.realpath(path), found.st_mtime_ns, found.st_size)
     if key in _looked_through:
         return
-    if name := signal_that_ends(_READ_ENDS_OF_LMDB, [path]):
-        raise UserError(
-            f"{section}: {path}: damaged: reading it ends a process by {name}; make it again"
-        )
+    if fault := fault_of_reading(path):
+        raise UserError(f"{section}: {path}: damaged: {fault}; make it again")
     _looked_through.add(key)
 
 
 _looked_through: set[tuple[str, int, int]] = set()
-_READ_WHOLE_LMDB = """
-import os, sys, lmdb
-path = sys.argv[1]
-environment = lmdb.open(path, readonly=True, lock=False, subdir=os.path.isdir(path))
-with environment.begin() as view:
-    for key, value in view.cursor():
-        pass
-"""
-_READ_ENDS_OF_LMDB = """
-import sys, lmdb
-environment = lmdb.open(sys.argv[1], readonly=True, lock=False)
-with environment.begin(buffers=True) as view:
-    for key, value in view.cursor():
-        bytes(key), bytes(value[:1]), bytes(value[-1:])
-"""

@@ -19,6 +19,7 @@ from esc_arch.plugin.models.durable import build_durable_model
 from esc_arch.plugin.models.validating import saved_names
 from esc_arch.plugin.preflight.reading import choose_datasets
 from esc_arch.plugin.run_data import refuse_same_set_names
+from esc_arch.plugin.tracebacks import in_one_line
 
 
 def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
@@ -73,10 +74,13 @@ def test(root_path: str, datasets: Sequence[str] | None = None) -> int:
     ):
         try:
             basicsr.test.test_pipeline(root_path)
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):
             # Ctrl-C too: half of the new results are worth less than all of the older ones.
             folder.restore()
             raise
+        except Exception as error:
+            folder.restore()
+            raise in_one_line(error) from error
         finally:
             folder.release()
     return 0

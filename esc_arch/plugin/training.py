@@ -36,6 +36,7 @@ from esc_arch.plugin.own_options import own_value
 from esc_arch.plugin.process_watch import ProcessWatch, is_lost_process, lost_process
 from esc_arch.plugin.run_data import RunData
 from esc_arch.plugin.stop_signals import StopRequested, StopSignals
+from esc_arch.plugin.tracebacks import in_one_line
 from esc_arch.whole_files import remove_temporary_files
 
 # The other processes wait while the first one validates or saves: NCCL for ten minutes of its own
@@ -108,7 +109,7 @@ class TrainingRun:
             except Exception as error:
                 if get_dist_info()[1] > 1 and is_lost_process(error):
                     raise UserError(lost_process(str(error).split(". ")[0])) from error
-                raise
+                raise in_one_line(error) from error
             finally:
                 self._data.close()
                 self._folder.release()
@@ -123,7 +124,7 @@ class TrainingRun:
             if self._model.unsaved is not None:
                 raise UserError(
                     f"the training is done, but its end could not be saved: {self._model.unsaved}; "
-                    "make room and go on with --auto_resume from the newest checkpoint"
+                    "go on with --auto_resume from the newest checkpoint"
                 )
             return 0
         except StopRequested:

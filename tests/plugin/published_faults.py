@@ -98,6 +98,16 @@ FAULTS = [
             "kernel_list2: must be a list of kernels: iso, aniso, generalized_iso, ",
         ),
     ),
+    Published(
+        "a loss of each pixel",
+        {"train:pixel_opt:reduction": "none"},
+        ("pixel_opt: L1Loss fails on two pictures (ValueError: it gives 768 numbers; one is",),
+    ),
+    Published(
+        "a loss of discriminators as that of pixels",
+        {"train:pixel_opt": {"type": "GANLoss", "gan_type": "vanilla"}},
+        ("train:pixel_opt: GANLoss fails on two pictures (RuntimeError: ",),
+    ),
     # What hints must say, or not.
     Published(
         "optimizers in small letters",

@@ -1,5 +1,6 @@
 """An error in the middle of a training: what was trained is saved, and nothing older is lost."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +108,42 @@ def test_an_older_experiment_stays_where_the_run_cannot_begin(
             assert refused(write_train_options(changes), *flags)
     Path("wrong.pth").unlink()
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("fails_at", [0, 3])
+def test_an_error_of_anybodys_code_is_one_line_with_its_traceback_in_the_log(
+    fails_at: int, write_train_options: WriteOptions
+):
+    from basicsr.models.sr_model import SRModel
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    class FailingModel(SRModel):
+        def optimize_parameters(self, current_iter: int) -> None:
+            self.fail(current_iter)
+            super().optimize_parameters(current_iter)
+
+        def setup_optimizers(self) -> None:
+            super().setup_optimizers()
+            self.fail(0)
+
+        def fail(self, iteration: int) -> None:
+            if iteration == fails_at:
+                raise NotImplementedError("not with\nthis")
+
+    MODEL_REGISTRY.register(FailingModel)
+    try:
+        line = refused(write_train_options({"model_type": "FailingModel"}))
+    finally:
+        del MODEL_REGISTRY._obj_map["FailingModel"]
+    said = r"NotImplementedError: not with this \(.*test_errors_in_the_middle.py, line \d+\); "
+    said += r"the traceback is in (experiments/tiny/train_tiny_\S+\.log)"
+    found = re.fullmatch(said, line)
+    assert "Traceback (most recent call last)" in Path(found[1]).read_text()
+    assert ("saved iteration 2" in Path(found[1]).read_text()) == (fails_at == 3)
+
+
+def test_weights_that_are_not_finite_are_no_matter_of_room(write_train_options: WriteOptions):
+    # Adam divides by the root of what is 0 for a weight without a gradient.
+    changes = {"train:optim_g": {"type": "Adam", "lr": 1e-3, "eps": 0}, "train:total_iter": 3}
+    line = refused(write_train_options({**changes, "train:pixel_opt:loss_weight": 0}))
+    assert "net_g has values that are not finite; try a lower lr or grad_clip; go on with" in line

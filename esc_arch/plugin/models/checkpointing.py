@@ -78,8 +78,8 @@ class Checkpointing(LoadingSafely, Validating, ExactWarmup):
         logger = get_root_logger()
         broken = self._non_finite_network()
         if broken is not None:
-            self.unsaved = f"{broken} has values that are not finite"
-            logger.error(f"{self.unsaved}: not saved.")
+            self.unsaved = f"{broken} has values that are not finite; try a lower lr or grad_clip"
+            logger.error(f"Not saved: {self.unsaved}.")
             return
         states = Path(self.opt["path"]["training_states"])
         try:
@@ -94,13 +94,12 @@ class Checkpointing(LoadingSafely, Validating, ExactWarmup):
         try:
             super().save(epoch, current_iter)
         except OSError as error:
-            self.unsaved = error.strerror or str(error)
+            reason = error.strerror or str(error)
+            self.unsaved = f"{reason}; make room"
             what, then = f"Iteration {current_iter}", "; training goes on to the next save"
             if current_iter == -1:
                 what, then = "End of the training", ""
-            logger.error(
-                f"{what} not saved: {self.unsaved}. Older checkpoints are untouched{then}."
-            )
+            logger.error(f"{what} not saved: {reason}. Older checkpoints are untouched{then}.")
             return
         self.unsaved = None
         self._prune()

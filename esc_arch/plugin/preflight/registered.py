@@ -261,9 +261,20 @@ def check_losses(report: Report, model: type | None) -> None:
         if "layer_weights" in value:
             # Of others: it may load what is not to be had here.
             continue
+        named = getattr(loss, "__name__", str(loss))
         if error := failure(loss, **without(value, *extra)):
-            named = getattr(loss, "__name__", str(loss))
             report.error(path, one_line(error) or f"{named} does not take these values")
+        elif key == "pixel_opt" and loss.__module__.startswith("basicsr."):
+            if error := failure(_compare, loss=loss, options=without(value, *extra)):
+                problem = f"{type(error).__name__}: {one_line(error)}"
+                report.error(path, f"{named} fails on two pictures ({problem})")
+
+
+def _compare(loss: Any, options: dict[str, Any]) -> None:
+    """Ask a loss for the one number that two pictures differ by."""
+    value = loss(**options)(*torch.zeros(2, 1, 3, 16, 16))
+    if value.numel() != 1:
+        raise ValueError(f"it gives {value.numel()} numbers; one is needed")
 
 
 def check_metrics(report: Report, model: type | None) -> None:

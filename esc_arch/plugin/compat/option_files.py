@@ -99,7 +99,9 @@ class _LoggingInUtf8(wrapt.ObjectProxy):
     """The module logging, whose files are in UTF-8 and several processes'."""
 
     def FileHandler(self, filename: str, mode: str = "a", **kwargs: Any) -> Any:  # noqa: N802
-        # Appended to: loading processes may have opened it, too, and each writes at its own end.
+        if mode == "w":
+            open(filename, mode).close()
+        # Loading processes may open it, too: each of them writes at the end.
         kwargs.setdefault("encoding", "utf-8")
         return self.__wrapped__.FileHandler(filename, "a", **kwargs)
 

@@ -69,11 +69,11 @@ def build_page(offer: Offer, visitors: Visitors) -> gr.Blocks:
             return None, None, "Choose a picture first."
         if model not in offer.models:
             return None, None, f"{printable(model)}: no such model here."
-        folder = own / secrets.token_hex(8)
-        folder.mkdir(parents=True, mode=0o700)
-        source = folder / Path(upload).name
+        source = Path(upload).resolve()
+        folder = source.parent
+        if own not in folder.parents:
+            return None, None, "Choose a picture of yours: this one was not uploaded by you."
         try:
-            os.replace(upload, source)
             return _upscale(upscaler(model), source, offer.megapixels, progress)
         except UserError as error:
             # Not where it lies here, which is nobody's business.

@@ -1,6 +1,8 @@
 """Keeps visitors of the page apart: whose a file is, who may fetch it, and when it goes."""
 
 import hashlib
+import json
+import os
 import re
 import secrets
 import threading
@@ -19,6 +21,7 @@ _OPEN = re.compile(
     r"|theme\.css|app_id|info|cancel|reset)/?"
 )
 _FILE = "/gradio_api/file="
+_UPLOAD = "/gradio_api/upload"
 
 
 class Visitors:
@@ -51,6 +54,20 @@ class Visitors:
         named = path.removeprefix(_FILE)
         spellings = {named, unquote(named), unquote(unquote(named))}
         return all(own in Path("/", one).resolve().parents for one in spellings)
+
+    def take(self, upload: str, own: Path) -> str:
+        """Move an upload to the visitor's own folder; the page takes pictures from there alone.
+
+        Gradio calls files by their content, so that the same one of two visitors is one file.
+
+        Returns:
+            Where it is now.
+        """
+        folder = own / secrets.token_hex(8)
+        folder.mkdir(parents=True, mode=0o700)
+        source = self.root / upload
+        os.replace(source, folder / source.name)
+        return str(folder / source.name)
 
     def remove_old(self) -> None:
         """Remove files, and then empty folders, that are older than files are kept."""
@@ -102,7 +119,14 @@ class Doorkeeper:
         if not length.isdecimal() or int(length) > self._largest:
             await PlainTextResponse("too large", 413)(scope, receive, send)
             return
-        fresh = self._visitors.folder(request.cookies) is None
+        own = self._visitors.folder(request.cookies)
+        if scope["path"].rstrip("/") == _UPLOAD:
+            if own is None:
+                await PlainTextResponse("this page needs cookies", 403)(scope, receive, send)
+            else:
+                await self._upload(own, scope, receive, send)
+            return
+        fresh = own is None
 
         async def send_with_cookie(message: dict) -> None:
             if fresh and message["type"] == "http.response.start":
@@ -112,3 +136,25 @@ class Doorkeeper:
             await send(message)
 
         await self._app(scope, receive, send_with_cookie)
+
+    async def _upload(self, own: Path, scope: dict, receive: Any, send: Any) -> None:
+        """Let Gradio take files, and answer with where they are in the visitor's own folder."""
+        from starlette.responses import JSONResponse, PlainTextResponse
+
+        answer: list[dict] = []
+
+        async def keep(message: dict) -> None:
+            answer.append(message)
+
+        await self._app(scope, receive, keep)
+        if not answer or answer[0].get("status") != 200:
+            for message in answer:
+                await send(message)
+            return
+        uploads = json.loads(b"".join(message.get("body", b"") for message in answer))
+        try:
+            taken = [self._visitors.take(upload, own) for upload in uploads]
+        except OSError:  # Another visitor's of the same content was moved at this very moment.
+            await PlainTextResponse("upload it again", 503)(scope, receive, send)
+        else:
+            await JSONResponse(taken)(scope, receive, send)

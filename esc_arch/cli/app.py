@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: must be from 0 to 65535")
-    models = _models(args.models)
+    models = _models(args.models, args.device)
     with tempfile.TemporaryDirectory(prefix="basicsr-app-") as name:
         # Before Gradio is imported, which would look for news and use a folder that others share.
         os.environ["GRADIO_TEMP_DIR"] = name
@@ -69,8 +69,12 @@ def run(args: argparse.Namespace) -> int:
         return _serve(args, models, Path(name))
 
 
-def _models(given: list[str] | None) -> dict[str, int]:
-    """What is offered, with the scales."""
+def _models(given: list[str] | None, device: str | None) -> dict[str, int]:
+    """What is offered, with the scales.
+
+    Raises:
+        UserError: A checkpoint is missing or broken, or the device cannot be used.
+    """
     from esc_arch.errors import UserError
     from esc_arch.zoo.catalogue import PUBLISHED, shipped
     from esc_arch.zoo.local import find, resolve
@@ -80,8 +84,10 @@ def _models(given: list[str] | None) -> dict[str, int]:
         raise UserError("no checkpoint is here; --models NAME names some")
     files = {name: resolve(name) for name in names}
     # Not before: a wrong name need not wait for torch.
+    from esc_arch.inference.load import device_of
     from esc_arch.zoo.loading import read_checkpoint
 
+    device_of(device)
     found = {}
     for name, file in files.items():
         network_g = read_checkpoint(file).network_g

@@ -53,9 +53,9 @@ def load(
     if path.suffix.lower() == ".onnx":
         if cuda_graphs:
             raise UserError(f"cuda_graphs: {printable(path)} is run by ONNX Runtime, not by torch")
-        upscaler = load_onnx(path, _device(device or "cpu"), _dtype(dtype), tile, tile_pad)
+        upscaler = load_onnx(path, device_of(device or "cpu"), _dtype(dtype), tile, tile_pad)
     else:
-        device, dtype = _device(device), _dtype(dtype)
+        device, dtype = device_of(device), _dtype(dtype)
         if cuda_graphs:
             require_cuda("cuda_graphs", device)
         checkpoint = read_checkpoint(path, scale)
@@ -67,7 +67,12 @@ def load(
     return upscaler
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device of a name; without one, cuda if there is one.
+
+    Raises:
+        UserError: It cannot be used here.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

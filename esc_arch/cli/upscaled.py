@@ -103,7 +103,7 @@ def upscale_all(
         compare: Whether bicubic and the result are written side by side, too.
     """
     from esc_arch.inference.folders import run_jobs
-    from esc_arch.inference.same_names import Names
+    from esc_arch.inference.same_names import Names, resolved
 
     tty = sys.stderr.isatty()
     tally = Tally(tqdm(unit="picture", disable=not tty), len(plan.problems))
@@ -114,10 +114,10 @@ def upscale_all(
         return tally
     jobs = _to_do(plan.jobs, upscalers[0].scale, settings.page, manifest, overwrite, tally)
     tally.tell_kept()
-    taken = Names(path.resolve() for job in plan.jobs for path in (job.source, job.target))
+    taken = Names(resolved(path) for job in plan.jobs for path in (job.source, job.target))
     if compare:
         for job in tally.kept:
-            if not _comparison_of(job).exists() or taken.find(_comparison_of(job).resolve()):
+            if not _comparison_of(job).exists() or taken.find(resolved(_comparison_of(job))):
                 _compare(job, tally, taken)
     tally.bar.reset(len(jobs))
     tally.start()
@@ -176,11 +176,12 @@ def _compare(job: "Job", tally: Tally, taken: "Names") -> None:
     """Write bicubic and the result side by side, beside the result, unless the name is taken."""
     from esc_arch.inference.encoding import encode
     from esc_arch.inference.picture_files import Picture
+    from esc_arch.inference.same_names import resolved
     from esc_arch.study.comparison import side_by_side
     from esc_arch.whole_files import write_atomically
 
     file = _comparison_of(job)
-    if taken.find(file.resolve()):
+    if taken.find(resolved(file)):
         tally.fail(f"{printable(job.source)}: its comparison would replace {printable(file)}")
         return
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.encoding import SUFFIXES, Encoding
 from esc_arch.inference.picture_files import PICTURE_SUFFIXES, open_picture
-from esc_arch.inference.same_names import Names
+from esc_arch.inference.same_names import Names, resolved
 from esc_arch.inference.work import Job
 from esc_arch.whole_files import sweep
 
@@ -105,7 +105,7 @@ def plan_jobs(
         below = plan.folder if base is None else plan.folder / path.relative_to(base).parent
         if os.path.isdir(path):
             alone = len(inputs) == 1 if base is None else path == base
-            _plan_folder(plan, path, below if alone else below / path.resolve().name, naming)
+            _plan_folder(plan, path, below if alone else below / resolved(path).name, naming)
         elif not os.path.lexists(path):
             plan.problems.append(f"{printable(path)}: {os.strerror(errno.ENOENT)}")
         else:
@@ -113,9 +113,9 @@ def plan_jobs(
             named |= {path} if base is None else set()
     if naming.suffix:
         # With results beside their sources, those of an earlier run are no sources.
-        results = {_resolve(job.target) for job in plan.jobs}
+        results = {resolved(job.target) for job in plan.jobs}
         plan.jobs = [
-            job for job in plan.jobs if job.source in named or _resolve(job.source) not in results
+            job for job in plan.jobs if job.source in named or resolved(job.source) not in results
         ]
     plan.jobs = _without_collisions(plan, naming)
     return plan
@@ -146,8 +146,8 @@ def _expand(inputs: list[Path]) -> tuple[list[tuple[Path, Path | None]], list[st
 
 def _is_result(plan: Plan, base: Path, path: Path) -> bool:
     """Whether what fits a pattern is of an earlier run, which wrote below what is searched."""
-    out, path = _resolve(plan.folder), _resolve(path)
-    return _resolve(base) in out.parents and (path == out or out in path.parents)
+    out, path = resolved(plan.folder), resolved(path)
+    return resolved(base) in out.parents and (path == out or out in path.parents)
 
 
 def _single(inputs: list[Path], naming: Naming) -> tuple[Path | None, str]:
@@ -224,23 +224,16 @@ def _not_regular(path: Path) -> str | None:
     return None if stat.S_ISREG(mode) else f"{printable(path)}: is a pipe or a device; left out"
 
 
-def _resolve(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError):  # A circle of links.
-        return path.absolute()
-
-
 def _without_collisions(plan: Plan, naming: Naming) -> list[Job]:
     """The jobs whose targets are below OUT, and neither another's target nor anyone's source."""
-    sources = Names(_resolve(job.source) for job in plan.jobs)
-    root = _resolve(plan.folder)
+    sources = Names(resolved(job.source) for job in plan.jobs)
+    root = resolved(plan.folder)
     taken, made_of = Names(), {}
     kept, alike = [], []
     for job in plan.jobs:
         # A link within OUT could lead elsewhere. The last part of the path is replaced, not
         # followed.
-        target = _resolve(job.target.parent) / job.target.name
+        target = resolved(job.target.parent) / job.target.name
         source, shown = printable(job.source), printable(job.target)
         if root not in target.parents:
             problem = f"{source}: its result {shown} would lie outside {printable(plan.folder)}"
@@ -248,7 +241,7 @@ def _without_collisions(plan: Plan, naming: Naming) -> list[Job]:
             problem = f"{source}: its result would replace the picture {shown}"
         elif (first := taken.find(target)) is not None:
             other = made_of[first]
-            if first == target and _resolve(other) == _resolve(job.source):
+            if first == target and resolved(other) == resolved(job.source):
                 continue  # One picture that was named twice.
             apart = not naming.keep_suffix and other.name.casefold() != job.source.name.casefold()
             advice = "rename one, or use --keep-suffix" if apart else "rename one"

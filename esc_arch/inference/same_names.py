@@ -40,6 +40,14 @@ class Names:
         return next((other for other in alike if _are_one(path, other)), None)
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads, through all links; itself where these lead in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
 def _folded(path: Path) -> str:
     """The same text for all spellings that any file system might take for one."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", str(path)).casefold())

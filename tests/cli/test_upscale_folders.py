@@ -108,6 +108,21 @@ def test_circles_pipes_and_broken_links_are_told_and_the_others_done(folder, cap
 
 
 @needs_posix
+@pytest.mark.parametrize("compare", [[], ["--compare"]])
+def test_a_circle_of_links_that_is_named_itself_is_told(compare, folder, capsys):
+    draw("a.png")
+    os.symlink("second.png", "first.png")
+    os.symlink("first.png", "second.png")
+    assert upscale("first.png", "a.png", "-o", "out", *compare) == 1
+    told = "first.png: Too many levels of symbolic links"
+    assert capsys.readouterr().err == f"basicsr: error: {told}\n"
+    assert Path("out/a.png").exists()
+    # As a result it is replaced, not followed.
+    assert upscale("a.png", "-o", "second.png", *compare) == 0
+    assert not Path("second.png").is_symlink()
+
+
+@needs_posix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
 def test_a_folder_that_cannot_be_listed_is_told(folder, capsys):
     draw("in/a.png")

@@ -11,6 +11,7 @@ from torch.optim import SGD, lr_scheduler
 from esc_arch.plugin.models.resuming import fitting_scheduler_state, options_in_use
 
 # isort: split
+from published_templates import MSRRESNET
 from runs_in_process import (
     WriteOptions,
     command,
@@ -40,6 +41,37 @@ def log_of_resumption(write: WriteOptions, before: dict[str, Any], after: dict[s
     """Train four iterations, then two more with other options."""
     train(write(before))
     return train(write({**before, **LONGER, **after}), "--auto_resume")
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (
+            {
+                "model_type": "SRGANModel",
+                "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4},
+                "train:optim_d": {"type": "Adam", "lr": 1e-3},
+                "train:gan_opt": {"type": "GANLoss", "gan_type": "vanilla"},
+            },
+            "--auto_resume: tiny has trained without net_d, which the options have: give this run ",
+        ),
+        (
+            {"network_g": {**MSRRESNET, "upscale": 2}},
+            "net_g_4.pth: does not fit MSRResNet with these options: ",
+        ),
+    ],
+)
+def test_a_run_of_other_networks_is_neither_gone_on_with_nor_begun_anew(
+    after: dict[str, Any], said: str, write_train_options: WriteOptions
+):
+    train(write_train_options())
+    before = sorted(Path("experiments").rglob("*.pth"))
+    options = write_train_options({**LONGER, **after})
+    status, lines = command("train", "-opt", options, "--auto_resume")
+    errors = [line for line in lines.splitlines() if "basicsr: error: " in line]
+    assert status == 2 and len(errors) == 1 and said in errors[0]
+    assert "WARNING" not in lines
+    assert sorted(Path("experiments").rglob("*.pth")) == before
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,26 @@ def _not_resumed(opt: dict) -> list | str:
     return opt["path"].get("ignore_resume_networks") or []
 
 
+def _refuse_other_networks(models: Path, networks: list[str], run: str) -> None:
+    """Refuse to go on from a run that has never had one of the networks; nor does it begin anew.
+
+    Args:
+        models: Folder of the weights.
+        networks: Labels of the networks that the options have.
+        run: Name of the run.
+    """
+    from esc_arch.errors import UserError
+
+    saved = {path.stem.rpartition("_")[0] for path in models.glob("net_*_*.pth")}
+    lacking = [name for name in networks if name not in saved]
+    if lacking and saved & set(networks):
+        raise UserError(
+            f"--auto_resume: {run} has trained without {', '.join(lacking)}, which the options "
+            "have: give this run another name, with path: pretrain_network_g: for the weights that "
+            "are there, or begin anew without --auto_resume"
+        )
+
+
 def _latest_state(opt: dict) -> str | None:
     """The state of the highest iteration that is whole, and its weights too."""
     from esc_arch.zoo.store import newest_whole_state
@@ -86,8 +106,10 @@ def _latest_state(opt: dict) -> str | None:
         for key in opt
         if key.startswith("network_") and key not in _not_resumed(opt)
     ]
-    folders = (Path(opt["path"][name]) for name in ("training_states", "models"))
-    state, skipped = newest_whole_state(*folders, networks)
+    states, models = (Path(opt["path"][name]) for name in ("training_states", "models"))
+    state, skipped = newest_whole_state(states, models, networks)
+    if state is None and skipped:
+        _refuse_other_networks(models, networks, opt["name"])
     if opt["rank"] == 0:
         for line in skipped:
             log.warning("%s", line)

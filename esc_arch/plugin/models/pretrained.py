@@ -44,7 +44,9 @@ class LoadingSafely:
         has_key = {param_key, param_key.replace("_", "-")} & set(state)
         taken = param_key if has_key else "the only weights in it"
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path} [{taken}].")
-        self._print_different_keys_loading(net, weights, strict)
+        if not strict:
+            # A line each; otherwise it is an error of one line.
+            self._print_different_keys_loading(net, weights, strict)
         resized = load_weights(net, weights, load_path, strict)
         # Once, though the averaged network is loaded too.
         if resized and resized != getattr(self, "_said_of_scale", None):

@@ -40,6 +40,8 @@ _FINEST = 1e6
 _FLOATS = ("float", "double")
 # Other warnings on a JPEG, as of bytes that are too many between its parts, cost no pixels.
 _PIXELS_LOST = re.compile(r"premature end|bad \w+ code|instead of RST|before marker 0xd[0-7]")
+_MARKER = re.compile(rb"\xff([\x01-\xfe])")
+_METADATA = (b"\xfe", *(bytes([marker]) for marker in range(0xE0, 0xF0)))
 _importing = threading.Lock()
 
 
@@ -232,8 +234,9 @@ def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[
 def _check_pixels(vips: Any, path: Path, kind: str, chunks: dict[bytes, bytes]) -> None:
     """Raise for pixels that libvips makes up: those of no data, and of no colour in a palette."""
     if kind == "jpeg":
+        pixels = _without_head(path.read_bytes())
         try:
-            _load(vips, path, kind, {"fail_on": "warning"}, []).avg()
+            vips.Image.jpegload_buffer(pixels, access="sequential", fail_on="warning").avg()
         except vips.Error as error:
             if _PIXELS_LOST.search(error.detail):
                 raise
@@ -249,6 +252,14 @@ def _check_pixels(vips: Any, path: Path, kind: str, chunks: dict[bytes, bytes]) 
     image = vips.Image.pngload_buffer(marked.getvalue(), access="sequential")
     if image[image.bands - 1].min() == 0:
         raise UserError(beyond_palette(path, named))
+
+
+def _without_head(jpeg: bytes) -> bytes:
+    """A JPEG from its first table on, since of several warnings only the first is told."""
+    place = 2
+    while (found := _MARKER.search(jpeg, place)) and found[1] in _METADATA:
+        place = found.end() + int.from_bytes(jpeg[found.end() :][:2], "big")
+    return jpeg if found is None else jpeg[:2] + jpeg[found.start() :]
 
 
 def _choose_page(

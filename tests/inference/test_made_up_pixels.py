@@ -65,6 +65,13 @@ def test_jpeg_of_which_pixels_are_missing_is_no_grey_one(tmp_path):
     path, content = tmp_path / "a.jpg", jpeg()
     path.write_bytes(content[: len(content) * 2 // 3] + b"\xff\xd9")
     refused(path, "damaged, or not a picture: .*premature end")
+    # Of several warnings only the first is told: of strays, of an unknown transform of colours.
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\5"
+    for odd in (content[:20] + bytes(3) + content[20:], content[:2] + adobe + content[20:]):
+        path.write_bytes(odd)
+        assert read_picture(path).pixels.shape == (160, 200, 3)
+        path.write_bytes(odd[: len(odd) * 2 // 3] + b"\xff\xd9")
+        refused(path, "damaged, or not a picture: .*premature end")
     taller = bytearray(content)
     place = content.index(b"\xff\xc0") + 5
     taller[place : place + 2] = struct.pack(">H", 400)

@@ -1,6 +1,7 @@
 """One network's tensors out of whatever a checkpoint wraps them in."""
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,10 +16,11 @@ PARAM_KEYS = ("params_ema", "params")
 _SPELLINGS = {"params_ema": ("params_ema", "params-ema"), "params": ("params",)}
 # What trainers put around the tensors of a network, and in front of their names.
 _WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema_model", "net_g_ema", "g_ema", "ema"),
     *("model_state_dict", "state_dict", "model", "net_g", "netG", "generator", "net"),
     *("network_g", "network", "weights", "g"),
 )
+# Names of averaged networks, such as `ema_state_dict`.
+_AVERAGED = re.compile(r"(?:^|[_.-])ema(?:$|[_.-])", re.IGNORECASE)
 # Of several networks in one mapping, of a Lightning module or of a .safetensors file that another
 # was flattened into, those that are the generator's and the averaged ones, the best first.
 _GENERATORS = (
@@ -52,7 +54,7 @@ def select_params(
         UserError: There are no such tensors in the file, or one of them is not whole and finite.
     """
     where = printable(path)
-    found = _find(state, param_key)
+    found = _find(state, param_key, set())
     if found is None:
         keys = ", ".join(printable(key) for key in list(state)[:5])
         deepest = _deepest_keys(state)
@@ -141,21 +143,27 @@ def _other_options(network: nn.Module, weights: Mapping[str, Tensor]) -> str | N
     return f"the file's are {of_file} in place of {of_network}"
 
 
-def _find(state: Mapping[str, Any], param_key: str | None) -> Mapping[str, Tensor] | None:
-    """The innermost mapping of tensors, by the key that is asked for or by those of trainers."""
-    wanted = [] if param_key is None else [param_key, *_SPELLINGS.get(param_key, ())]
+def _find(
+    state: Mapping[Any, Any], param_key: str | None, seen: set[int], deepest: int = _DEEPEST
+) -> Mapping[str, Tensor] | None:
+    """The innermost mapping of tensors, by the key that is asked for or by those of trainers.
+
+    `seen` has those that were looked into: a file may hold one in many places, or in itself.
+    """
+    if _is_flat(state):
+        return state
+    if param_key is None or deepest == 0 or id(state) in seen:
+        return None
+    seen.add(id(state))
+    inner = [key for key, value in state.items() if isinstance(value, Mapping)]
+    averaged = [key for key in inner if isinstance(key, str) and _AVERAGED.search(key)]
+    wanted = (param_key, *_SPELLINGS.get(param_key, ()))
     others = [name for key in PARAM_KEYS[::-1] for name in _SPELLINGS[key]]
-    for _ in range(_DEEPEST):
-        if _is_flat(state):
-            return state
-        if param_key is None:
-            return None
-        inner = [key for key, value in state.items() if isinstance(value, Mapping)]
-        known = [key for key in (*wanted, *others, *_WRAPPERS) if key in inner]
-        # A name that is not known counts where it stands alone.
-        if not known and len(inner) != 1:
-            return None
-        state = state[(known or inner)[0]]
+    known = [key for key in (*wanted, *others, *averaged, *_WRAPPERS) if key in inner]
+    # A name that is not known counts where it stands alone.
+    for key in known or (inner if len(inner) == 1 else ()):
+        if (found := _find(state[key], param_key, seen, deepest - 1)) is not None:
+            return found
     return None
 
 

@@ -139,6 +139,38 @@ def test_of_an_averaged_and_a_plain_network_the_averaged_is_taken(best, other, f
     assert all(torch.equal(found[name], value) for name, value in params.items())
 
 
+@pytest.mark.parametrize("plain", ["model", "state_dict", "net_g", "generator"])
+@pytest.mark.parametrize(
+    "average",
+    [
+        lambda params: {"ema_state_dict": params},
+        lambda params: {"model_ema_state_dict": params},
+        lambda params: {"netG_ema": {"module": params}, "steps": 5},
+        lambda params: {"ema": {"shadow": params, "decay": 0.999}},
+        lambda params: {"EMA": {"model": {"state_dict": params}}},
+    ],
+)
+def test_averages_of_any_trainer_are_taken(plain, average, folder, params):
+    other = {name: value + 1 for name, value in params.items()}
+    torch.save({plain: other, "epoch": 3, **average(params)}, "net.pth")
+    found = read_checkpoint("net.pth").best
+    assert all(torch.equal(found[name], value) for name, value in params.items())
+    # Settings of an average that is not there are none.
+    torch.save({"ema": {"decay": 0.999}, plain: params}, "net.pth")
+    assert torch.equal(read_checkpoint("net.pth").best["proj.weight"], params["proj.weight"])
+
+
+def test_mappings_within_themselves_end(folder):
+    inner: dict = {}
+    for _ in range(30):
+        inner = {key: inner for key in ("params", "model", "net_g", "state_dict", "ema", "g")}
+    torch.save(inner, "net.pth")
+    assert "has no tensors under 'params'" in refusal("net.pth")
+    inner["params"] = inner
+    torch.save(inner, "net.pth")
+    assert "has no tensors under 'params'" in refusal("net.pth")
+
+
 def test_of_a_lightning_module_the_generator_is_taken(folder, params):
     state = {f"net_g.{name}": value for name, value in params.items()}
     state |= {"net_d.conv.weight": torch.ones(3), "loss.vgg.mean": torch.zeros(3)}

@@ -227,7 +227,10 @@ def test_another_scale_offers_its_models(browser, folder):
     [
         ("half.png", "half.png: damaged, or not a picture"),
         ("bomb.png", "bomb.png: 20000 x 20000 pixels are more than 16 megapixels"),
-        ("text.png", "text.png: not a picture that can be read"),
+        (
+            "text.png",
+            "text.png: is text ('This is not a pictur...'), not a picture that can be read",
+        ),
     ],
 )
 def test_a_bad_file_is_a_sentence_and_the_page_lives_on(name, told, browser, server, folder):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import esc_arch
-import esc_arch.inference.upscaler as upscaler_module
+import esc_arch.inference.tile_choice as tile_choice
 from esc_arch.cli.main import main
 from esc_arch.errors import UserError
 from esc_arch.inference.fit import bytes_per_pixel, free_memory
@@ -284,7 +284,7 @@ def test_tiles_get_smaller_where_little_memory_is_free(folder, model, monkeypatc
     Image.new("RGB", (400, 300), (40, 80, 120)).save("large.png")
     need = bytes_per_pixel(esc_arch.load(model, "cpu").network) * 400 * 300
     for part, tile in ((3, None), (1.2, 128), (0.01, 64)):
-        monkeypatch.setattr(upscaler_module, "free_memory", lambda device, p=part: p * need)
+        monkeypatch.setattr(tile_choice, "free_memory", lambda device, p=part: p * need)
         upscaler = esc_arch.load(model, "cpu")
         assert upscaler.tiles_needed(300, 400) == (tile is not None)
         assert upscale(model, "large.png", "-o", f"{part}.png", "--device", "cpu") == 0

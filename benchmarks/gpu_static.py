@@ -24,6 +24,7 @@ from compile_ahead import Compiled, compile_for, exponentials_in, target_of
 
 from esc_arch.kernels.gpu import attention_backward, pixel_gradients, pixel_kernels
 from esc_arch.kernels.gpu.attention_forward import window_attention_forward
+from esc_arch.kernels.gpu.bias_gradient import bias_pass
 from esc_arch.kernels.gpu.launches import (
     columns_of_sums,
     columns_of_tile,
@@ -37,7 +38,7 @@ ATTENTION = {
     "forward": window_attention_forward,
     "queries": attention_backward.queries_pass,
     "keys": attention_backward.keys_pass,
-    "bias": attention_backward.bias_pass,
+    "bias": bias_pass,
 }
 # Those that go by pixels, with ESC's channels.
 DIM, HIDDEN, PDIM = 64, 128, 16

@@ -8,7 +8,8 @@
 # leaves the tables that it had finished.
 # The status is 0 if all went well, 1 if a step failed. Where the first check finds a kernel wrong,
 # nothing is measured.
-# --cpu-smoke runs the same steps on the CPU with tiny images, to show that they work.
+# --cpu-smoke runs the same steps on the CPU with tiny images, to show that they work: all but what
+# CUDA alone has, and without torch's compiler, which takes minutes there.
 set -u
 cd "$(dirname "$0")/.."
 
@@ -27,11 +28,18 @@ attention=benchmarks/attention_backends.py
 
 # step LIMIT_IN_SECONDS NAME ARGUMENTS_OF_PYTHON...
 step() {
-  local limit=$1 name=$2 status=0
+  local limit=$1 name=$2 status=0 arguments=() argument
   shift 2
-  echo "== $name: python $*" | tee -a "$out/log.txt"
+  for argument in "$@"; do
+    case $smoke:$argument in
+      true:*:compile | true:--compile | true:*Flex) ;;
+      *) arguments+=("$argument") ;;
+    esac
+  done
+  if $smoke; then limit=600; fi
+  echo "== $name: python ${arguments[*]}" | tee -a "$out/log.txt"
   timeout --signal=INT --kill-after=10 "$limit" \
-    "${PYTHON:-python}" -W ignore "$@" --out "$out/$name" \
+    "${PYTHON:-python}" -W ignore "${arguments[@]}" --out "$out/$name" \
     2>&1 | tee -a "$out/log.txt"
   status=${PIPESTATUS[0]}
   last=$status
@@ -49,55 +57,60 @@ stop_if_wrong() {
   fi
 }
 
-: >"$out/log.txt"
-if $smoke; then
-  quick="--device cpu --repeats 1 --no-process-memory --threads 1"
-  step 200 check $exactness --device cpu --models ESC_light --window-sizes 4 --size 12x8 --dtype float32
-  stop_if_wrong
-  step 100 x4_float32 $bench $quick --no-flops --scale 4 --size 16x8 --models ESC_light SwinIR_light
-  step 100 attention $attention $quick --window-sizes 8 --size 16x16 --dtype float32 \
-    --backends Naive Chunked SDPA plain-torch plain-flash-attn
-  step 100 train $bench train $quick --batch 1 --patch 8 --models ESC_light:Naive ESC_light
-  for batch in 1 2; do
-    step 60 batch_$batch $bench $quick --no-flops --scale 4 --size 8x8 --batch $batch --models ESC_light
-  done
-  exit $failed
-fi
+# repeats COUNT: how often a step measures.
+repeats() {
+  if $smoke; then echo "--repeats 1"; else echo "--repeats $1"; fi
+}
 
 # Memory is that of CUDA's allocator: a process each would take all of the time. FLOPs do not depend
 # on the machine. HiT-SRF is not among the networks: no package that is installed by name has it.
-gpu="--device cuda --no-process-memory"
-networks="$gpu --no-flops"
+if $smoke; then
+  measured="--device cpu --no-process-memory --threads 1"
+  check="--device cpu --backends Naive Chunked SDPA Auto --size 12x8 --models ESC_light"
+  check_windows=4 windows=8 wide_window=8
+  paper="--size 16x8" map="--size 16x16" patch="--batch 1 --patch 8"
+  growth="16x8 24x16" batch_size=8x8 launch_sizes="8x8 16x8"
+else
+  measured="--device cuda --no-process-memory"
+  check="--device cuda"
+  check_windows="32 48" windows="8 16 32 64 96" wide_window=32
+  paper="" map="--size 320x180" patch="--batch 16"
+  growth="384x256 768x512 1536x1024 3072x2560" batch_size=64x64 launch_sizes="32x32 64x64 128x128"
+fi
+networks="$measured --no-flops"
+once=$(repeats 20) some=$(repeats 10) few=$(repeats 5)
+backends="Naive Chunked SDPA Flex Triton FlashBias plain-torch plain-flash-attn"
+if $smoke; then backends=${backends/Triton/Fused}; fi
 
-step 110 check $exactness --device cuda --window-sizes 32 48 --dtype float32 float16 bfloat16
+: >"$out/log.txt"
+step 110 check $exactness $check --window-sizes $check_windows --dtype float32 float16 bfloat16
 stop_if_wrong
-step 65 x4_float32 $bench $networks --scale 4 --models \
+step 65 x4_float32 $bench $networks $paper $once --scale 4 --models \
   ESC ESC:Flex ESC:SDPA ESC:Chunked ESC:Naive ESC_FlashBias ESC_light ESC_light:Naive ESC_FP \
   ESC_FP:Naive SwinIR_light OmniSR ATD_light PLKSR SRFormer_light RCAN
-step 35 x2_x3_float32 $bench $networks --scale 2 3 --repeats 10 --models \
+step 35 x2_x3_float32 $bench $networks $paper $some --scale 2 3 --models \
   ESC ESC_light ESC_FP SwinIR_light OmniSR ATD_light PLKSR
-step 70 attention $attention $gpu --size 320x180 --repeats 10 --grad no \
-  --window-sizes 8 16 32 64 96 --dtype float32 bfloat16 \
-  --backends Naive Chunked SDPA Flex Triton FlashBias plain-torch plain-flash-attn
-step 40 attention_grad $attention $gpu --size 320x180 --repeats 10 --grad yes \
-  --window-sizes 32 --dtype float32 bfloat16 \
-  --backends Naive Chunked SDPA Flex Triton FlashBias plain-torch plain-flash-attn
-step 50 train $bench train $gpu --batch 16 --repeats 10 --scale 2 --models \
+step 70 attention $attention $measured $map $some --grad no \
+  --window-sizes $windows --dtype float32 bfloat16 --backends $backends
+step 40 attention_grad $attention $measured $map $some --grad yes \
+  --window-sizes $wide_window --dtype float32 bfloat16 --backends $backends
+step 50 train $bench train $measured $patch $some --scale 2 --models \
   ESC:Naive ESC:Chunked ESC:SDPA ESC:Flex ESC \
   ESC:Naive:bfloat16 ESC:Flex:bfloat16 ESC:bfloat16 ESC:bfloat16:compile
-step 25 growth $bench $networks --scale 4 --repeats 5 --models ESC ESC:bfloat16 \
-  --size 384x256 768x512 1536x1024 3072x2560
+step 25 growth $bench $networks $few --scale 4 --models ESC ESC:bfloat16 --size $growth
 for batch in 1 4 16 64; do
-  step 13 batch_$batch $bench $networks --scale 4 --repeats 10 --size 64x64 --batch $batch \
+  step 13 batch_$batch $bench $networks $some --scale 4 --size $batch_size --batch $batch \
     --models ESC ESC:bfloat16 SwinIR_light
 done
-step 13 launches $bench $networks --scale 4 --size 32x32 64x64 128x128 --models ESC ESC_light:bfloat16
-step 15 cuda_graphs $bench $networks --scale 4 --size 32x32 64x64 128x128 --cuda-graphs \
-  --models ESC ESC_light:bfloat16
-step 70 x4_half $bench $networks --scale 4 --baseline ESC --models \
+step 13 launches $bench $networks $once --scale 4 --size $launch_sizes --models ESC ESC_light:bfloat16
+if ! $smoke; then
+  step 15 cuda_graphs $bench $networks --scale 4 --size $launch_sizes --cuda-graphs \
+    --models ESC ESC_light:bfloat16
+fi
+step 70 x4_half $bench $networks $paper $once --scale 4 --baseline ESC --models \
   ESC ESC:float16 ESC:bfloat16 ESC:bfloat16:compile ESC_FlashBias:float16 ESC_light:bfloat16 \
   ESC_FP:bfloat16 SwinIR_light:bfloat16
-step 45 check_compiled $exactness --device cuda --compile --window-sizes --models ESC_light \
+step 45 check_compiled $exactness $check --compile --window-sizes --models ESC_light \
   --dtype float32 bfloat16
 
 if [ $failed -ne 0 ]; then

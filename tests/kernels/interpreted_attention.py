@@ -132,6 +132,42 @@ def test_large_scores_and_scores_of_minus_infinity() -> None:
     assert (out - right).abs().max() <= 1e-4 * right.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factor"),
+    [(torch.float32, 30), (torch.float32, 200), (torch.float16, 90)],
+)
+def test_gradients_where_one_key_takes_all_weight(dtype: torch.dtype, factor: int) -> None:
+    """In float32 the rounding of a large score must not show in its weight.
+
+    In float16 the largest scores are beyond its largest number.
+    """
+    (qkv, table, grad), window = make_inputs((1, 1, 16, 8, 9, 8)), 8
+    q, k, v = qkv.chunk(3, dim=1)
+    table[0, ::3] = float("-inf")
+    results = []
+    for function, wide in ((by_kernel, dtype), (written_out, torch.float64)):
+        inputs = [x.to(dtype).to(wide) for x in (factor * q, factor * k, v, table)]
+        leaves = [x.requires_grad_() for x in inputs]
+        out = function(*leaves, window)
+        given = grad.to(dtype).to(wide)
+        results.append([out, *torch.autograd.grad(out, leaves, given)])
+    small = SMALL[dtype]
+    # Gradients of scores, which rounding keeps from being zero, are multiplied by keys and queries.
+    sizes = 1, factor, factor, 1, 10
+    for size, value, right in zip(sizes, *results, strict=True):
+        largest = max(size, right.abs().max())
+        assert (value - right).abs().max() <= 2 * small * largest
+
+
+def test_a_derivative_in_forward_mode_is_refused() -> None:
+    (qkv, table, _), window = make_inputs((1, 1, 16, 4, 4, 4)), 4
+    q, k, v = qkv.chunk(3, dim=1)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(q, q)
+        with pytest.raises((NotImplementedError, RuntimeError), match="forward mode"):
+            gpu.triton_window_attention(dual, k, v, table, window)
+
+
 def test_a_query_without_any_finite_score_is_nan_as_in_the_formula() -> None:
     (qkv, table, _), window = make_inputs((1, 1, 16, 4, 4, 4)), 4
     out = by_kernel(*qkv.chunk(3, dim=1), torch.full_like(table, float("-inf")), window)

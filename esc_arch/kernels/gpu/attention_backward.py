@@ -1,8 +1,8 @@
-"""Triton kernels of window attention, backward: three passes, each recomputing its scores.
+"""Triton kernels of window attention, backward: passes that each recompute their scores.
 
 No pass adds to memory that another program writes, so results are the same to the bit each run.
-`queries_pass` makes the gradient of the queries, `keys_pass` those of keys and values, and
-`bias_pass` that of the bias, summed over all windows.
+`queries_pass` makes the gradient of the queries and `keys_pass` those of keys and values; that of
+the bias is made by `bias_gradient.bias_pass`.
 """
 
 import triton
@@ -24,6 +24,14 @@ def selection(part, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexp
     """(16, COUNT), of ones in three rows from `first` on, else zeros."""
     chosen = (part >= first) & (part < first + 3) & (tl.arange(0, COUNT)[None, :] >= 0)
     return chosen.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def subtracted(sums_ptr, places, mask):
+    """What is taken from scores, in two parts, and from their gradients, of queries in float32."""
+    top = tl.load(sums_ptr + places * 16, mask=mask, other=0.0)
+    rest = tl.load(sums_ptr + places * 16 + 1, mask=mask, other=0.0)
+    return top, rest, tl.load(sums_ptr + places * 16 + 8, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -66,6 +74,7 @@ def queries_pass(
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
     EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
     ROWS: tl.constexpr = BLOCK_N // ACROSS if ACROSS else BLOCK_N
+    IN_MATRIX_UNITS: tl.constexpr = k_ptr.dtype.element_ty != tl.float32
     window = tl.program_id(0)
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -89,13 +98,16 @@ def queries_pass(
     grad_out = tl.load(
         grad_out_ptr + out_base + places[:, None] + channels[None, :], mask=mask, other=0.0
     )
-    parts = tl.arange(0, 16)
     sums_ptr += (window.to(tl.int64) * HEADS + head) * (PIXELS * 16)
-    sums = tl.load(
-        sums_ptr + queries[:, None] * 16 + parts[None, :], mask=(queries < PIXELS)[:, None]
-    )
-    log_sums_of = selection(parts[:, None], 0, BLOCK_N, q.dtype)
-    deltas_of = selection(parts[:, None], 8, BLOCK_N, q.dtype)
+    if IN_MATRIX_UNITS:
+        parts = tl.arange(0, 16)
+        sums = tl.load(
+            sums_ptr + queries[:, None] * 16 + parts[None, :], mask=(queries < PIXELS)[:, None]
+        )
+        log_sums_of = selection(parts[:, None], 0, BLOCK_N, q.dtype)
+        deltas_of = selection(parts[:, None], 8, BLOCK_N, q.dtype)
+    else:
+        tops, log_sums, deltas = subtracted(sums_ptr, queries, queries < PIXELS)
 
     if not EVEN_M:
         query_rows = tl.minimum(query_rows, W - 1)
@@ -140,11 +152,17 @@ def queries_pass(
                 key_mask = (row + key_rows < W)[:, None] & real[None, :]
                 k = tl.load(k_ptr + address, mask=key_mask, other=0.0)
                 v = tl.load(v_ptr + address, mask=key_mask, other=0.0)
-            scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
-            scores = scores_of(q, q_rest, k, scores, PRECISION)
-            weights = tl.exp2(scores)
-            products = tl.dot(sums, deltas_of, input_precision=PRECISION)
-            products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
+            if IN_MATRIX_UNITS:
+                scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
+                scores = scores_of(q, q_rest, k, scores, PRECISION)
+                weights = tl.exp2(scores)
+                products = tl.dot(sums, deltas_of, input_precision=PRECISION)
+                products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
+            else:
+                scores = scores_of(q, q_rest, k, bias, PRECISION)
+                weights = tl.exp2(scores + tops[:, None] + log_sums[:, None])
+                products = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+                products += deltas[:, None]
             grad_scores = weights * products
             grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision=PRECISION)
 
@@ -189,12 +207,14 @@ def keys_pass(
     """One program: the gradients of BLOCK_M keys and values of one window and head.
 
     As `queries_pass`, with the two sides exchanged: `bias_ptr` holds the table turned half around.
-    The gradients are those of whole windows, with the padded_ strides.
+    The gradients are those of whole windows, with the padded_ strides. In float32, queries have
+    the scale of scores already, so that these are the forward's to the bit, and the out_ strides.
     """
     PIXELS: tl.constexpr = W * W
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
     EVEN: tl.constexpr = PIXELS % BLOCK_N == 0
     ROWS: tl.constexpr = BLOCK_N // ACROSS if ACROSS else BLOCK_N
+    IN_MATRIX_UNITS: tl.constexpr = k_ptr.dtype.element_ty != tl.float32
     window = tl.program_id(0)
     block = tl.program_id(1)
     head = tl.program_id(2)
@@ -218,9 +238,10 @@ def keys_pass(
     # In the scores the scale is the keys', so that the queries need no copy of their own.
     scaled_k, k_rest = scaled(k, score_scale, k_ptr.dtype.element_ty)
 
-    parts = tl.arange(0, 16)
-    log_sums_of = tl.trans(selection(parts[:, None], 0, BLOCK_M, q_ptr.dtype.element_ty))
-    deltas_of = tl.trans(selection(parts[:, None], 8, BLOCK_M, q_ptr.dtype.element_ty))
+    if IN_MATRIX_UNITS:
+        parts = tl.arange(0, 16)
+        log_sums_of = tl.trans(selection(parts[:, None], 0, BLOCK_M, q_ptr.dtype.element_ty))
+        deltas_of = tl.trans(selection(parts[:, None], 8, BLOCK_M, q_ptr.dtype.element_ty))
     if not EVEN_M:
         key_rows = tl.minimum(key_rows, W - 1)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
@@ -242,19 +263,28 @@ def keys_pass(
             query_places = down * out_row_stride + right * out_column_stride
             start = out_base + row * out_row_stride + column * out_column_stride
             out_address = start + query_places[:, None] + channels[None, :]
-            sums_places = (query_rows * W + query_columns)[:, None] * 16 + parts[None, :]
-            sums_address = sums_ptr + (row * W + column) * 16 + sums_places
+            numbers = query_rows * W + query_columns
+            if IN_MATRIX_UNITS:
+                sums_places = numbers[:, None] * 16 + parts[None, :]
+                sums_address = sums_ptr + (row * W + column) * 16 + sums_places
+            # Queries outside of the image are in `sums` as ones without weights.
+            inside = row + query_rows < W
             if EVEN:
                 bias = tl.load(bias_ptr + (row * PIXELS + column) + bias_tile)
-                sums = tl.load(sums_address)
             else:
-                # Queries outside of the image are in `sums` as ones without weights.
-                inside = row + query_rows < W
                 bias = tl.load(
                     bias_ptr + (row * PIXELS + column) + bias_tile,
                     mask=inside[None, :],
                     other=float("-inf"),
                 )
+            if not IN_MATRIX_UNITS:
+                tops, log_sums, deltas = subtracted(
+                    sums_ptr + (row * W + column) * 16, numbers, inside
+                )
+                address = out_address
+            elif EVEN:
+                sums = tl.load(sums_address)
+            else:
                 sums = tl.load(sums_address, mask=inside[:, None], other=0.0)
             if EVEN and WHOLE and D == D_PADDED:
                 q = tl.load(q_ptr + address)
@@ -266,12 +296,20 @@ def keys_pass(
                 query_mask = inside[:, None] & real[None, :]
                 q = tl.load(q_ptr + address, mask=query_mask, other=0.0)
                 grad_out = tl.load(grad_out_ptr + out_address, mask=query_mask, other=0.0)
-            scores = tl.dot(log_sums_of, tl.trans(sums), bias, input_precision=PRECISION)
-            scores = scores_of(scaled_k, k_rest, q, scores, PRECISION)
-            weights = tl.exp2(scores)
+            if IN_MATRIX_UNITS:
+                scores = tl.dot(log_sums_of, tl.trans(sums), bias, input_precision=PRECISION)
+                scores = scores_of(scaled_k, k_rest, q, scores, PRECISION)
+                weights = tl.exp2(scores)
+            else:
+                scores = scores_of(scaled_k, k_rest, q, bias, PRECISION)
+                weights = tl.exp2(scores + tops[None, :] + log_sums[None, :])
             grad_v = tl.dot(weights.to(q.dtype), grad_out, grad_v, input_precision=PRECISION)
-            products = tl.dot(deltas_of, tl.trans(sums), input_precision=PRECISION)
-            products = tl.dot(v, tl.trans(grad_out), products, input_precision=PRECISION)
+            if IN_MATRIX_UNITS:
+                products = tl.dot(deltas_of, tl.trans(sums), input_precision=PRECISION)
+                products = tl.dot(v, tl.trans(grad_out), products, input_precision=PRECISION)
+            else:
+                products = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
+                products += deltas[None, :]
             grad_scores = weights * products
             grad_k = tl.dot(grad_scores.to(q.dtype), q, grad_k, input_precision=PRECISION)
 
@@ -280,110 +318,3 @@ def keys_pass(
     address += places[:, None] + channels[None, :]
     tl.store(grad_k_ptr + address, (grad_k * scale).to(grad_k_ptr.dtype.element_ty), mask=mask)
     tl.store(grad_v_ptr + address, grad_v.to(grad_v_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def bias_pass(
-    scaled_q_ptr,
-    k_ptr,
-    v_ptr,
-    bias_ptr,
-    sums_ptr,
-    grad_out_ptr,
-    grad_bias_ptr,
-    origins_ptr,
-    filled,
-    windows,
-    first_head,
-    height,
-    width,
-    row_stride,
-    column_stride,
-    out_row_stride,
-    out_column_stride,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    W: tl.constexpr,
-    WHOLE: tl.constexpr,
-    ONCE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """One program: the gradient of a tile of one head's bias, summed over all windows.
-
-    `origins_ptr` is (windows, 5) of int64, first the `filled` windows that the image fills: where
-    a window begins in keys, in results and in `sums_ptr`, and its first row and column; ALIGNED
-    says that it begins at multiples of 16. `scaled_q_ptr` has queries times the scale of scores,
-    with the strides of results. `grad_bias_ptr` is (heads from `first_head` on, W * W, W * W) in
-    float32, queries by keys.
-    """
-    PIXELS: tl.constexpr = W * W
-    EVEN: tl.constexpr = PIXELS % BLOCK_M == 0 and PIXELS % BLOCK_N == 0 and D == D_PADDED
-    head = first_head + tl.program_id(2)
-    queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    keys = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    query_rows, query_columns = queries // W, queries % W
-    key_rows, key_columns = keys // W, keys % W
-    channels = tl.arange(0, D_PADDED)
-    real = channels < D
-
-    inside = (queries < PIXELS)[:, None] & (keys < PIXELS)[None, :]
-    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
-    bias_ptr += head * ((2 * W - 1) * PIXELS)
-    bias = tl.load(bias_ptr + bias_tile, mask=inside, other=float("-inf"))
-
-    parts = tl.arange(0, 16)
-    log_sums_of = selection(parts[:, None], 0, BLOCK_N, k_ptr.dtype.element_ty)
-    deltas_of = selection(parts[:, None], 8, BLOCK_N, k_ptr.dtype.element_ty)
-    sums_places = (head * PIXELS + queries)[:, None] * 16 + parts[None, :]
-    out_places = query_rows * out_row_stride + query_columns * out_column_stride
-    key_places = key_rows * row_stride + key_columns * column_stride
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    # Windows that the image fills need neither masks nor reflection.
-    for completed in tl.static_range(0, 1 if WHOLE else 2):
-        for window in range(filled if completed else 0, windows if completed else filled):
-            origin_ptr = origins_ptr + 5 * window
-            base, out_base = tl.load(origin_ptr), tl.load(origin_ptr + 1)
-            if ALIGNED:
-                # Loads are then of 16 bytes each.
-                base, out_base = tl.multiple_of(base, 16), tl.multiple_of(out_base, 16)
-            base, out_base = base + head * D, out_base + head * D
-            out_address = out_base + out_places[:, None] + channels[None, :]
-            if completed:
-                top = tl.load(origin_ptr + 3).to(tl.int32)
-                left = tl.load(origin_ptr + 4).to(tl.int32)
-                rows = reflected(top + key_rows, height, ONCE) - top
-                columns = reflected(left + key_columns, width, ONCE) - left
-                key_address = base + (rows * row_stride + columns * column_stride)[:, None]
-                key_address += channels[None, :]
-            else:
-                key_address = base + key_places[:, None] + channels[None, :]
-            sums_address = tl.multiple_of(tl.load(origin_ptr + 2), 16) + sums_places
-            if EVEN and not completed:
-                q = tl.load(scaled_q_ptr + out_address)
-                grad_out = tl.load(grad_out_ptr + out_address)
-                k = tl.load(k_ptr + key_address)
-                v = tl.load(v_ptr + key_address)
-                sums = tl.load(sums_ptr + sums_address)
-            else:
-                wanted = queries < PIXELS
-                sums = tl.load(sums_ptr + sums_address, mask=wanted[:, None], other=0.0)
-                if completed:
-                    wanted = wanted & (top + query_rows < height) & (left + query_columns < width)
-                mask = wanted[:, None] & real[None, :]
-                q = tl.load(scaled_q_ptr + out_address, mask=mask, other=0.0)
-                grad_out = tl.load(grad_out_ptr + out_address, mask=mask, other=0.0)
-                key_mask = (keys < PIXELS)[:, None] & real[None, :]
-                k = tl.load(k_ptr + key_address, mask=key_mask, other=0.0)
-                v = tl.load(v_ptr + key_address, mask=key_mask, other=0.0)
-            scores = tl.dot(sums, log_sums_of, bias, input_precision=PRECISION)
-            scores = tl.dot(q, tl.trans(k), scores, input_precision=PRECISION)
-            products = tl.dot(sums, deltas_of, input_precision=PRECISION)
-            products = tl.dot(grad_out, tl.trans(v), products, input_precision=PRECISION)
-            total += tl.exp2(scores) * products
-
-    address = (tl.program_id(2) * PIXELS + queries).to(tl.int64)[:, None] * PIXELS + keys[None, :]
-    tl.store(grad_bias_ptr + address, total, mask=inside)

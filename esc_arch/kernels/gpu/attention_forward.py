@@ -125,9 +125,9 @@ def window_attention_forward(
     """One program: BLOCK_M queries of one window and head.
 
     `bias_ptr` is (heads, 2 W - 1, W, W) in float32, base 2: row distance, query column, key column.
-    `log_sums_ptr` is (windows, heads, W * W) in float32: log2 of each query's sum of exponentials,
-    zero where all of the program's queries are below the image. SUMS: equal columns of sums of
-    exponentials, as few as the matrix units make.
+    `log_sums_ptr` is (windows, heads, 2, W * W) in float32: of each query the largest score, and
+    log2 of its sum of exponentials over that; zero where all of the program's queries are below the
+    image. SUMS: equal columns of sums of exponentials, as few as the matrix units make.
     """
     PIXELS: tl.constexpr = W * W
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
@@ -142,11 +142,12 @@ def window_attention_forward(
     base = image.to(tl.int64) * image_stride + head * D
 
     queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    log_sums_ptr += (window.to(tl.int64) * HEADS + head) * PIXELS
+    log_sums_ptr += (window.to(tl.int64) * HEADS + head) * (2 * PIXELS)
     if not WHOLE:
         if top + block * BLOCK_M // W >= height:
             nothing = tl.zeros([BLOCK_M], tl.float32)
             tl.store(log_sums_ptr + queries, nothing, mask=queries < PIXELS)
+            tl.store(log_sums_ptr + PIXELS + queries, nothing, mask=queries < PIXELS)
             return
     query_rows, query_columns = queries // W, queries % W
     channels = tl.arange(0, D_PADDED)
@@ -234,5 +235,5 @@ def window_attention_forward(
         result.to(out_ptr.dtype.element_ty),
         mask=wanted[:, None] & real[None, :],
     )
-    log_sums = top_score + tl.log2(sums)
-    tl.store(log_sums_ptr + queries, log_sums, mask=queries < PIXELS)
+    tl.store(log_sums_ptr + queries, top_score, mask=queries < PIXELS)
+    tl.store(log_sums_ptr + PIXELS + queries, tl.log2(sums), mask=queries < PIXELS)

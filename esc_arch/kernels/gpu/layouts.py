@@ -65,31 +65,38 @@ def fold_reflection(padded: Tensor, height: int, width: int) -> Tensor:
 
 
 def sums_of(log_sums: Tensor, out: Tensor, grad_out: Tensor) -> Tensor:
-    """What is taken from a query's scores and from their gradients, for the matrix units to take.
+    """What is taken from a query's scores and from their gradients, negative.
 
     Args:
-        log_sums: log2 of each query's sum of exponentials (windows, heads, w * w).
+        log_sums: Of each query the largest score, and log2 of its sum of exponentials over that
+            (windows, heads, 2, w * w).
         out: Results (B, heads * D, H, W).
         grad_out: Their gradients.
 
     Returns:
-        (windows, heads, w * w, 16) in the dtype of `out`. Of each query, minus its log2 in the
-        first three columns, so large outside the image that no weight is left; and minus the
-        product of its result with its gradient in three columns from the eighth on. The values of
-        three columns add up to one of 24 bits.
+        (windows, heads, w * w, 16) in the dtype of `out`. In float32 the two of `log_sums` are in
+        the first two columns: their sum would lose what is small beside a large score. Else their
+        sum is in the first three, whose values add up to one of 24 bits, for the matrix units to
+        take. So large is what is taken outside the image that no weight is left. In the eighth
+        column, or in three from there on, is the product of a result with its gradient.
     """
-    windows, heads, pixels = log_sums.shape
+    windows, heads, _, pixels = log_sums.shape
     w = math.isqrt(pixels)
     products = (out.float() * grad_out.float()).unflatten(1, (heads, -1)).sum(2)
     inside = _in_windows(torch.ones_like(products), w) > 0
+    tops, rests = torch.where(inside.unsqueeze(2), log_sums, OUTSIDE).unbind(2)
     sums = out.new_zeros((windows, heads, pixels, 16))
-    for first, value in (
-        (8, _in_windows(products, w)),
-        (0, torch.where(inside, log_sums, OUTSIDE)),
-    ):
+    if out.dtype == torch.float32:
+        for column, value in ((0, tops), (1, rests), (8, _in_windows(products, w))):
+            sums[..., column] = -value
+        return sums
+    largest = torch.finfo(out.dtype).max
+    for first, value in ((8, _in_windows(products, w)), (0, tops + rests)):
         rest = -value
         for column in range(first, first + 3):
-            sums[..., column] = rest
+            # What is beyond the largest number of float16 is left to the next columns.
+            part = torch.where(rest.isinf(), rest, rest.clamp(-largest, largest))
+            sums[..., column] = part
             rest = rest - sums[..., column].float()
     return sums
 

@@ -36,6 +36,7 @@ from esc_arch.kernels.gpu.layouts import (
 )
 from esc_arch.kernels.operator import operator
 from esc_arch.ops.attention import attend_in_windows, naive
+from esc_arch.ops.derivatives import refuse_forward_mode
 from esc_arch.ops.faults import attention_fault
 
 LARGEST_WINDOW = 96
@@ -120,6 +121,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
         fault = "q, k, v and bias_table are on several devices; they must be on one"
     if fault is not None:
         raise ValueError(f"esc::triton_window_attention: {fault}")
+    refuse_forward_mode("esc::triton_window_attention", q, k, v, bias_table)
 
 
 @operator("esc::triton_window_attention", "cuda", "cpu", see_through=SEEN_THROUGH)
@@ -137,8 +139,8 @@ def triton_window_attention(
         window_size: Side w of a window in pixels, 2 to 96.
 
     Returns:
-        The result (B, heads * D, H, W), channels last, and log2 of each query's sum of exponentials
-        (windows, heads, w * w), which the backward needs.
+        The result (B, heads * D, H, W), channels last, and of each query the largest score and
+        log2 of its sum of exponentials over that (windows, heads, 2, w * w), for the backward.
     """
     from esc_arch.kernels.gpu.attention_forward import window_attention_forward
 
@@ -148,7 +150,7 @@ def triton_window_attention(
     q, k, v = _alike(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
     windows, pixels = _windows(q, window_size), window_size**2
-    log_sums = q.new_empty((windows, heads, pixels), dtype=torch.float32)
+    log_sums = q.new_empty((windows, heads, 2, pixels), dtype=torch.float32)
     cut = launch_for("forward", q.dtype, head_dim, window_size)
     sizes, constants = _arguments(q, out, heads, window_size, cut)
     constants["SUMS"] = columns_of_sums()
@@ -163,7 +165,7 @@ def triton_window_attention(
 def _(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int) -> tuple[Tensor, ...]:
     _check(q, k, v, bias_table, window_size)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device, memory_format=torch.channels_last)
-    sums = (_windows(q, window_size), bias_table.shape[0], window_size**2)
+    sums = (_windows(q, window_size), bias_table.shape[0], 2, window_size**2)
     return out, q.new_empty(sums, dtype=torch.float32)
 
 
@@ -182,6 +184,7 @@ def triton_window_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v and the table; shapes as in `triton_window_attention`."""
     from esc_arch.kernels.gpu import attention_backward as backward_kernels
+    from esc_arch.kernels.gpu.bias_gradient import bias_pass
 
     _check(q, k, v, bias_table, window_size)
     batch, channels, height, width = q.shape
@@ -191,6 +194,7 @@ def triton_window_attention_backward(
     grad_out = grad_out.to(q.dtype).contiguous(memory_format=torch.channels_last)
     scale = head_dim**-0.5
     sums = sums_of(log_sums, out, grad_out)
+    scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
 
     grad_q = torch.empty_like(grad_out)
     cut = launch_for("queries", q.dtype, head_dim, w)
@@ -210,7 +214,10 @@ def triton_window_attention_backward(
     sizes += [grad_k.stride(0), grad_k.stride(2), grad_k.stride(3)]
     turned = bias_tiles(bias_table.flip(1), w)
     grid = (windows, -(-pixels // cut.block_m), heads)
-    args = q, k, v, turned, sums, grad_out, grad_k, grad_v, scale, scale * LOG2_E, *sizes
+    queries, scales = q, (scale, scale * LOG2_E)
+    if q.dtype == torch.float32:
+        queries, scales = scaled_q, (1 / LOG2_E, 1.0)
+    args = queries, k, v, turned, sums, grad_out, grad_k, grad_v, *scales, *sizes
     launch(backward_kernels.keys_pass, grid, constants, *args)
     if not constants["WHOLE"]:
         grad_k, grad_v = (fold_reflection(grad, height, width) for grad in (grad_k, grad_v))
@@ -219,7 +226,6 @@ def triton_window_attention_backward(
     sizes, constants = _arguments(q, grad_out, heads, w, cut)
     constants["ALIGNED"] = all(stride % 16 == 0 for stride in sizes[2:])
     sizes = [*sizes[:2], *sizes[3:5], *sizes[6:]]
-    scaled_q = torch.empty_like(grad_out).copy_(q.float() * (scale * LOG2_E))
     origins, filled = origins_of(q, grad_out, heads, w)
     counts = filled, windows
     at_once = max(1, min(heads, BIAS_VALUES // pixels**2))
@@ -229,7 +235,7 @@ def triton_window_attention_backward(
         grad_bias = q.new_empty((count, pixels, pixels), dtype=torch.float32)
         grid = (-(-pixels // cut.block_m), -(-pixels // cut.block_n), count)
         args = scaled_q, k, v, tiles, sums, grad_out, grad_bias, origins, *counts, first, *sizes
-        launch(backward_kernels.bias_pass, grid, constants, *args)
+        launch(bias_pass, grid, constants, *args)
         grad_tables.append(table_gradient(grad_bias, w))
     grad_table = torch.cat(grad_tables).to(bias_table.dtype)
     return grad_q, grad_k, grad_v, grad_table

@@ -20,7 +20,7 @@ from esc_arch.archs import ESC
 from esc_arch.archs.layers import ConvFFN
 from esc_arch.errors import UserError
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import trials, triton_conv_ffn, window_attention
+from esc_arch.kernels.gpu import trials, triton_backend, triton_conv_ffn, window_attention
 from esc_arch.ops.attention import attend_in_windows, feature_attention, naive
 
 TINY = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}
@@ -104,6 +104,19 @@ def test_a_kernel_that_fails_at_one_size_of_windows_is_replaced_there_alone(
     x, table = torch.rand(1, 16, 8, 8), torch.zeros(2, 15**2)
     with pytest.raises(UserError, match="'Triton' cannot run here"):
         feature_attention(x, x, x, table, 8, "Triton")
+
+
+def test_a_trial_at_the_largest_windows_holds_the_biases_of_one_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+    monkeypatch.setattr(trials, "_works", lambda *how: tried.append(how) or True)
+    x = torch.empty(1, 64, 100, 192, device="meta")
+    for window, heads in ((32, 4), (96, 1)):
+        table = torch.empty(4, (2 * window - 1) ** 2, device="meta")
+        assert triton_backend.attention_runs(x, table, window, torch.bfloat16)
+        shapes = (1, 48 * heads, window, window + 1), (heads, table.shape[1])
+        assert tried[-1][2:5] == (torch.bfloat16, True, shapes)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

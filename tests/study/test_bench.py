@@ -266,16 +266,18 @@ def test_what_the_user_can_mend_is_one_line(capsys, arguments, message):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_gpu_script_runs_all_kinds_of_steps_on_the_cpu(tmp_path):
+def test_the_gpu_script_runs_its_steps_on_the_cpu_but_for_what_cuda_alone_has(tmp_path):
     done = subprocess.run(
         ["bash", ROOT / "benchmarks" / "on_gpu.sh", "--cpu-smoke", tmp_path],
         env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("check", "x4_float32", "attention", "train", "batch_1", "batch_2"):
+    names = "check x4_float32 x2_x3_float32 attention attention_grad train growth"
+    names += " batch_1 batch_4 batch_16 batch_64 launches x4_half check_compiled"
+    for name in names.split():
         rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         cannot_run = {row.get("backend") for row in rows if row["note"]}
         assert rows and cannot_run <= {"plain-flash-attn"}, name

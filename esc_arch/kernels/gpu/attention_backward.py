@@ -286,7 +286,7 @@ def keys_pass(
                 sums = tl.load(sums_address)
             else:
                 sums = tl.load(sums_address, mask=inside[:, None], other=0.0)
-            if EVEN and WHOLE and D == D_PADDED:
+            if (EVEN and WHOLE) and D == D_PADDED:
                 q = tl.load(q_ptr + address)
                 grad_out = tl.load(grad_out_ptr + out_address)
             else:

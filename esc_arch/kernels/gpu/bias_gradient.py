@@ -49,7 +49,8 @@ def bias_pass(
     float32, queries by keys.
     """
     PIXELS: tl.constexpr = W * W
-    EVEN: tl.constexpr = PIXELS % BLOCK_M == 0 and PIXELS % BLOCK_N == 0 and D == D_PADDED
+    FILLED: tl.constexpr = (PIXELS % BLOCK_M == 0) and (PIXELS % BLOCK_N == 0)
+    EVEN: tl.constexpr = FILLED and (D == D_PADDED)
     IN_MATRIX_UNITS: tl.constexpr = k_ptr.dtype.element_ty != tl.float32
     head = first_head + tl.program_id(2)
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

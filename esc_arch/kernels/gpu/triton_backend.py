@@ -17,7 +17,7 @@ from esc_arch.kernels.gpu.triton_conv_attn import (
     triton_conv_attn,
 )
 from esc_arch.kernels.gpu.triton_conv_ffn import conv_ffn_runs, triton_conv_ffn
-from esc_arch.kernels.gpu.window_attention import can_run, triton_window_attention
+from esc_arch.kernels.gpu.window_attention import BIAS_VALUES, can_run, triton_window_attention
 from esc_arch.ops import attention, convolutions
 from esc_arch.ops.autocast import without_autocast
 
@@ -39,9 +39,12 @@ def attention_runs(x: Tensor, bias_table: Tensor, window_size: int, dtype: torch
     # A kernel is compiled for images that fill their windows, and for those that do not, where a
     # question would give a graph for each.
     filled = not torch.compiler.is_compiling() and all(s % window_size == 0 for s in x.shape[2:])
-    map_shape = 1, 3 * x.shape[1], window_size, window_size + (not filled)
+    # The formula needs the biases of all pairs of pixels: of large windows, not of all heads.
+    heads, biases = bias_table.shape
+    tried = max(1, min(heads, BIAS_VALUES // window_size**4))
+    channels = 3 * tried * (x.shape[1] // heads)
+    shapes = (1, channels, window_size, window_size + (not filled)), (tried, biases)
     gradients = torch.is_grad_enabled()
-    shapes = map_shape, bias_table.shape
     return works("attention", x.device, dtype, gradients, *shapes, window_size=window_size)
 
 
@@ -79,7 +82,7 @@ def attention_trial(qkv: Tensor, bias_table: Tensor, window_size: int) -> Tensor
 
 
 def attention_formula(qkv: Tensor, bias_table: Tensor, window_size: int) -> Tensor:
-    """What it must compute, without the scores of all heads at once."""
+    """What it must compute."""
     args = *qkv.chunk(3, dim=1), bias_table, window_size
     return attention.attend_in_windows(attention.BACKENDS["Chunked"], *args)
 

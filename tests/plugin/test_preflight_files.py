@@ -53,6 +53,16 @@ def test_files_that_are_no_option_files_get_one_line(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "content", ["name: [1", 'name = "x"\n[train]\ntotal_iter = 5\n', "// a\n{}"]
+)
+def test_files_of_other_programs_are_told_what_is_read(content: str, tmp_path: Path) -> None:
+    for end in ("toml", "json"):
+        path = tmp_path / f"wrong.{end}"
+        path.write_text(content)
+        assert only_error(path).endswith("; option files are YAML, of BasicSR's form")
+
+
 def test_a_missing_file_a_folder_and_a_pipe_get_one_line(tmp_path: Path) -> None:
     assert "no such option file" in only_error(tmp_path / "no.yml")
     assert "is not a file" in only_error(tmp_path)

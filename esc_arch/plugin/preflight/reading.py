@@ -103,6 +103,8 @@ def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
         problem = "is not a file" if exists(path) else "no such option file"
         errors.append(f"-opt {path}: {problem}")
         return None
+    is_other = path.lower().endswith((".toml", ".json"))
+    hint = "; option files are YAML, of BasicSR's form" if is_other else ""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -124,12 +126,11 @@ def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
         errors.append(f"-opt {path}: not a text file in UTF-8")
         return None
     except (OSError, yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        end = os.path.splitext(path)[1].lower()
-        hint = "; option files are YAML, of BasicSR's form" if end in (".toml", ".json") else ""
         errors.append(f"-opt {path}: {_yaml_problem(error)}{hint}")
         return None
     if not isinstance(options, dict):
-        errors.append(f"-opt {path}: must be a mapping of options, name: ..., not {show(options)}")
+        problem = f"must be a mapping of options, name: ..., not {show(options)}{hint}"
+        errors.append(f"-opt {path}: {problem}")
         return None
     return options
 

@@ -193,6 +193,9 @@ def _fetch(url: str, partial: Path, progress: bool, largest: int, patience: Pati
                 except _HOPELESS as error:
                     raise UserError(f"{url}: cannot be downloaded: {printable(error)}") from None
                 except requests.RequestException as error:
+                    cut = not isinstance(error, requests.exceptions.SSLError) or "EOF" in str(error)
+                    if not cut:  # No other certificate comes of asking again.
+                        raise UserError(f"{url}: {_reason(error)}") from None
                     slow = isinstance(error, _TooSlow)
                     brought = 0 if slow else file.tell() - before
                     failures = 1 if brought >= _CHUNK else failures + 1
@@ -304,6 +307,9 @@ def _answer(
         answer = answers.get(timeout=seconds)
     except queue.Empty:
         raise _TooSlow(f"the server has not answered within {seconds:g} s") from None
+    if isinstance(answer, OSError) and not isinstance(answer, requests.RequestException):
+        # Of the certificates that REQUESTS_CA_BUNDLE names.
+        raise requests.exceptions.InvalidSchema(str(answer)) from answer
     if isinstance(answer, ValueError):
         # What requests does not see in an address that it is sent on to: no host, no text.
         raise requests.exceptions.InvalidURL(str(answer)) from answer
@@ -359,7 +365,8 @@ def _reason(error: requests.RequestException) -> str:
         return f"no answer within {_TIMEOUT} s"
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
         cause = _cause(error)
-        return f"cannot be reached: {cause}" if cause else "the connection was cut"
+        way = " by the proxy" if isinstance(error, requests.exceptions.ProxyError) else ""
+        return f"cannot be reached{way}: {cause}" if cause else f"the connection{way} was cut"
     return " ".join(str(error).split())
 
 
@@ -373,7 +380,9 @@ def _cause(error: BaseException) -> str:
         if not isinstance(one, BaseException) or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, OSError) and one.strerror:
-            told = one.strerror
+        if isinstance(one, OSError):
+            # Of a tunnel that a proxy refuses there is a text alone.
+            text = one.args[0] if len(one.args) == 1 else ""
+            told = one.strerror or (printable(text) if isinstance(text, str) and text else told)
         waiting += [one.__context__, one.__cause__, getattr(one, "reason", None), *one.args]
     return told

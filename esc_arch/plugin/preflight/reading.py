@@ -32,6 +32,15 @@ class OptionLoader(yaml.SafeLoader):
         """The file's one document."""
         return unshared(super().get_single_data())
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; one that does not fit its tag (`!!bool maybe`) is an error of YAML's kind."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+            what = show(node.value) if isinstance(node, yaml.ScalarNode) else "this"
+            problem = f"{what} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 def _mapping(loader: OptionLoader, node: yaml.MappingNode) -> OrderedDict[Any, Any]:
     loader.flatten_mapping(node)
@@ -45,16 +54,18 @@ def _mapping(loader: OptionLoader, node: yaml.MappingNode) -> OrderedDict[Any, A
     return mapping
 
 
-def _whole(loader: OptionLoader, node: yaml.ScalarNode) -> int:
-    # 59:59:59 is a number to base 60, which takes minutes where it goes on so.
+def _number(loader: OptionLoader, node: yaml.ScalarNode) -> int | float:
+    # 59:59:59 is a number to base 60, which takes minutes where it goes on so; 59:59.5 is, too.
     if len(node.value) > _LONGEST_NUMBER:
         where = f"line {node.start_mark.line + 1}"
         raise yaml.YAMLError(f"{where}: a number of {len(node.value)} characters")
-    return loader.construct_yaml_int(node)
+    whole = node.tag.endswith("int")
+    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
 
 
 OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-OptionLoader.add_constructor("tag:yaml.org,2002:int", _whole)
+for _tag in ("int", "float"):
+    OptionLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
 
 
 def take_as_meant(options: dict[str, Any]) -> None:

@@ -144,8 +144,11 @@ class View:
             elif self._place >= self._start:
                 content = self._tail[self._place - self._start :][:size]
             else:
-                self._file.seek(self._place)
-                content = self._file.read(min(size, self._start - self._place))
+                try:
+                    self._file.seek(self._place)
+                    content = self._file.read(min(size, self._start - self._place))
+                except OSError:  # No file has such a place, or the disk fails: nothing is read.
+                    content = b""
             self._place += len(content)
             return content
 

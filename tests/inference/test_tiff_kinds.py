@@ -56,11 +56,13 @@ def test_tiles_that_are_cut_anywhere_are_refused(big, compression, separate, tmp
             read_picture(tmp_path / "b.tif")
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("tile", [None, TILE])
-@pytest.mark.parametrize("place", [0, 0xF0000000])
-def test_parts_that_stand_nowhere_are_no_made_up_ones(place, tile, separate, tmp_path):
-    path = write(tmp_path / "a.tif", RGB, tile=tile, separate=separate, rowsperstrip=16)
+@pytest.mark.parametrize("place", [0, 0xF0000000, 1 << 61, (1 << 63) - 1])
+def test_parts_that_stand_nowhere_are_no_made_up_ones(place, tile, separate, tmp_path, capfd):
+    options = {"tile": tile, "separate": separate, "bigtiff": place >= 1 << 32}
+    path = write(tmp_path / "a.tif", RGB, rowsperstrip=16, **options)
     with tifffile.TiffFile(path) as file:
         name = "TileOffsets" if tile else "StripOffsets"
         numbers = list(file.pages[0].tags[name].value)
@@ -68,6 +70,7 @@ def test_parts_that_stand_nowhere_are_no_made_up_ones(place, tile, separate, tmp
     change(path, **{name: tuple(numbers)})
     with pytest.raises(UserError, match="a.tif: damaged"):
         read_picture(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("separate", [False, True])

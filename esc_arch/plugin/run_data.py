@@ -1,7 +1,6 @@
 """The data of one training run: data sets, loaders, and how far the run has come in them."""
 
 import functools
-import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +69,6 @@ class RunData:
             training = dataset_opt.get("phase") == "train"
             if training:
                 dataset_opt = self._for_training(dataset_opt)
-            # Where each loading process comes from a fork server, it need not import torch anew.
-            multiprocessing.set_forkserver_preload([LogOfRun.__module__])
             with swapped(basicsr.data, PrefetchDataLoader=FaithfulPrefetchLoader):
                 loader = build_dataloader(dataset, dataset_opt, *args, **kwargs)
             seed = kwargs.get("seed") or 0

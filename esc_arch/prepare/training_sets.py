@@ -142,7 +142,7 @@ def unpack_images(archive: Path, folder: Path, progress: bool = True) -> None:
             for member in tqdm(members, archive.name, unit="image", disable=not progress):
                 # The bare name: an archive must not choose the folder it writes to.
                 path = folder / Path(member.filename).name
-                if not path.exists() or zlib.crc32(path.read_bytes()) != member.CRC:
+                if not path.is_file() or zlib.crc32(path.read_bytes()) != member.CRC:
                     write_atomically(path, opened.read(member))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         reason = printable(error)
@@ -152,14 +152,20 @@ def unpack_images(archive: Path, folder: Path, progress: bool = True) -> None:
 
 
 def _check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse what is encrypted, or far larger unpacked than images can be.
+    """Refuse what is encrypted, far larger unpacked than images can be, or twice of one name.
 
     Raises:
         UserError: So it is.
     """
+    names: dict[str, str] = {}
     for member in members:
         if member.flag_bits & 1:
             raise UserError(f"{archive}: {printable(member.filename)} is encrypted")
+        # Without its folder, and as file systems that know no capitals have it.
+        other = names.setdefault(Path(member.filename).name.lower(), member.filename)
+        if other != member.filename:
+            both = f"{printable(other)} and {printable(member.filename)}"
+            raise UserError(f"{archive}: {both} would be one file, without their folders")
     unpacked, packed = sum(member.file_size for member in members), archive.stat().st_size
     if unpacked > LARGEST_EXPANSION * packed:
         raise UserError(

@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import cv2
@@ -129,6 +130,27 @@ def test_unpacking_again_mends_what_is_wrong_and_keeps_the_rest(tmp_path):
     unpack_images(path, tmp_path / "HR", progress=False)
     assert (tmp_path / "HR" / "2.png").read_bytes() == b"two"
     assert (tmp_path / "HR" / "1.png").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("other", ["b/1.png", "a/1.PNG", "../1.png", "/1.png"])
+def test_an_archive_of_two_images_that_would_be_one_file_is_refused(tmp_path, other):
+    path = archive(tmp_path, {"a/1.png": b"one", other: b"two"})
+    with pytest.raises(UserError, match=f"set.zip: a/1.png and .*{other.lstrip('/')} would be one"):
+        unpack_images(path, tmp_path / "HR", progress=False)
+    assert not (tmp_path / "HR").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links")
+def test_a_pipe_and_a_link_in_the_place_of_an_image_are_replaced(tmp_path):
+    path = archive(tmp_path, {"1.png": b"one", "2.png": b"two"})
+    (tmp_path / "HR").mkdir()
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    os.mkfifo(tmp_path / "HR" / "1.png")
+    (tmp_path / "HR" / "2.png").symlink_to(tmp_path / "theirs")
+    unpack_images(path, tmp_path / "HR", progress=False)
+    assert (tmp_path / "HR" / "1.png").read_bytes() == b"one"
+    assert (tmp_path / "HR" / "2.png").read_bytes() == b"two"
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

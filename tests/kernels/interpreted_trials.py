@@ -191,3 +191,17 @@ def test_a_recording_in_which_kernels_would_be_tried_is_refused_and_not_remember
     with pytest.raises(UserError, match="called once before a CUDA graph"):
         trials.works("conv_ffn", device, torch.float32, False, (1, 16, 4, 4))
     assert trials._works.cache_info().currsize == 0
+
+
+def test_a_compiler_that_would_end_the_process_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trials, "triton_version", lambda: (3, 1))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    device = torch.device("cuda", 0)
+    with pytest.warns(UserWarning, match="attention in bfloat16 cannot run here .*Triton 3.2"):
+        assert not trials.works("attention", device, torch.bfloat16, False)
+    assert not trials._ends_the_process(device, torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    assert not trials._ends_the_process(device, torch.bfloat16)

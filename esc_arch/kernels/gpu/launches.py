@@ -117,18 +117,19 @@ def columns_of_tile(window_size: int, block_n: int) -> int:
 
 def columns_of_sums(amd: bool = ON_AMD) -> int:
     """The least columns of a product: 8 of NVIDIA's matrix units, where Triton knows it."""
-    if amd or not INTERPRETED and not _triton_multiplies_by_narrow_matrices():
+    if amd or not INTERPRETED and triton_version() < (3, 4):
         return 16
     return 8
 
 
 @functools.cache
-def _triton_multiplies_by_narrow_matrices() -> bool:
+def triton_version() -> tuple[int, ...]:
+    """Triton's version, as (3, 4); (0,) without."""
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= (3, 4)
+        return (0,)
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 class Tile(NamedTuple):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from esc_arch.errors import UserError
+from esc_arch.kernels.gpu.launches import ON_AMD, triton_version
 
 # Errors relative to the largest value, which no rounding explains.
 TOLERANCE = 0.05
@@ -94,6 +95,13 @@ def _works(
     return fault is None
 
 
+def _ends_the_process(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether Triton would, which cannot be caught: before 3.2 for Hopper's matrix units."""
+    if device.type != "cuda" or ON_AMD or triton_version() >= (3, 2) or dtype == torch.float32:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def _fault(
     name: str,
     device: torch.device,
@@ -102,6 +110,8 @@ def _fault(
     shapes: Sequence[Sequence[int]],
     options: Sequence[tuple[str, int]],
 ) -> str | None:
+    if _ends_the_process(device, dtype):
+        return "this GPU needs Triton 3.2 or later"
     generator = torch.Generator().manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, dtype=torch.float32)
     inputs = [draw(shape).to(device, dtype) for shape in shapes]

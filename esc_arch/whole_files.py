@@ -100,10 +100,19 @@ def open_resumable(path: str | os.PathLike) -> BinaryIO:
         raise OSError(None, "is a link, which is not written through; remove it")
     descriptor = os.open(path, flags, 0o666)
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or is_of_others(path):
         os.close(descriptor)
         raise OSError(None, "is not a file of its own, and is not written to; remove it")
     return os.fdopen(descriptor, "a+b")
+
+
+def is_of_others(path: str | os.PathLike) -> bool:
+    """Whether somebody else put a file into a folder that all may write to, as /tmp is."""
+    if not hasattr(os, "geteuid"):
+        return False
+    folder, found = os.stat(os.path.dirname(path) or "."), os.lstat(path)
+    open_to_all = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+    return bool(open_to_all) and found.st_uid not in (os.geteuid(), folder.st_uid)
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -117,8 +117,10 @@ def test_a_name_that_can_be_guessed_leads_nowhere(folder, plant):
 ELSEWHERE = {
     # PyAV, into a file that `replacing` opened.
     "films/film.py",
+    "films/joining.py",
     # Into a temporary folder of random name, which nobody else can write to.
     "cli/install_basicsr.py",
+    "inference/same_names.py",
     # Appends a line to a file in a folder that was made sure to hold no links.
     "prepare/lmdb_writer.py",
     # Into a pipe of its own.
@@ -185,3 +187,16 @@ except OSError as error:
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root gives files away")
+def test_what_others_put_into_a_folder_for_all_is_not_gone_on_with(tmp_path: Path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (folder / "file").touch()
+    os.chown(folder / "file", 65534, 65534)
+    with pytest.raises(OSError, match="is not a file of its own, and is not written to"):
+        open_resumable(folder / "file")
+    folder.chmod(0o755)
+    open_resumable(folder / "file").close()

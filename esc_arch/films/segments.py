@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esc_arch.whole_files import write_atomically
+from esc_arch.whole_files import is_of_others, write_atomically
 
 FRAMES = 120
 
@@ -25,9 +25,11 @@ class Segments:
         text = json.dumps({**made_by, "frames": FRAMES}, sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()
         journal = self.folder / "made_by"
+        # Others can guess its name.
         if self.folder.is_symlink():
-            # Others can guess its name.
             self.folder.unlink()
+        elif self.folder.exists() and is_of_others(self.folder):
+            raise OSError(None, "is somebody else's; remove it", str(self.folder))
         try:
             same = journal.is_file() and journal.read_text() == key
         except (OSError, UnicodeDecodeError):

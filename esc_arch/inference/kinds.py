@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from esc_arch.errors import UserError, printable
+from esc_arch.inference.bmp_files import plain_mode
 from esc_arch.inference.picture_files import Picture
-from esc_arch.inference.plain_pictures import plain_mode
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from esc_arch.errors import UserError, printable
-from esc_arch.inference.bmp_files import beyond_palette, read_bmp
+from esc_arch.inference.bmp_files import beyond_palette, plain_mode, read_bmp
 from esc_arch.inference.metadata import Metadata
 from esc_arch.inference.picture_files import Picture, Source, damaged, source_in_memory
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
@@ -60,12 +60,6 @@ def open_plain(path: Path, kind: str, page: int | None = None) -> Source:
     colours = {name: chunks[name] for name in COLOUR_CHUNKS if name in chunks}
     metadata = Metadata(profile, colours, exif).of(pixels.shape[2])
     return source_in_memory(Picture(pixels, metadata), path)
-
-
-def plain_mode(image: Any) -> str:
-    """Grey or RGB, with alpha where an image of Pillow has transparency."""
-    grey = image.mode in ("1", "L", "LA", "La")
-    return ("L" if grey else "RGB") + "A" * image.has_transparency_data
 
 
 def encode_plain(picture: Picture, kind: str, quality: int | None) -> bytes:

@@ -1,4 +1,4 @@
-"""BMP of every header, depth, mask and run length, against the array that it was made from."""
+"""BMP of every header, depth, mask and run length: the array that it was made from, or one line."""
 
 import struct
 from pathlib import Path
@@ -59,9 +59,9 @@ def refused(path: Path, content: bytes, told: str) -> None:
     assert "\n" not in str(error.value)
 
 
-# OS/2's first header and two of its second, Windows' own and those of its versions 2 to 5.
-@pytest.mark.parametrize("size", [CORE, 16, 64, 40, 52, 56, 108, 124])
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 24])
+# OS/2's first header and its second, Windows' own and those of its versions 2 to 5.
+@pytest.mark.parametrize("size", [CORE, 64, 40, 52, 56, 108, 124])
+@pytest.mark.parametrize("bits", [1, 4, 8, 24])
 @pytest.mark.parametrize("gap", [0, 70])
 def test_every_header_and_depth(size, bits, gap, tmp_path):
     if bits == 24:
@@ -95,43 +95,41 @@ def test_a_palette_of_greys_gives_grey(tmp_path):
     check(tmp_path / "a.bmp", content, RGBA[..., :1])
 
 
-# Bits of a pixel, and those of red, green, blue and alpha, the highest first; 0 is left out.
+RARE = "a BMP of a kind that is not read: "
+# Bits of a pixel, those of red, green, blue and alpha, the highest first, and why it is not read.
 LAYOUTS = {
-    "X1R5G5B5": (16, "x1 r5 g5 b5"),
-    "A1R5G5B5": (16, "a1 r5 g5 b5"),
-    "R5G6B5": (16, "r5 g6 b5"),
-    "B5G6R5": (16, "b5 g6 r5"),
-    "A4R4G4B4": (16, "a4 r4 g4 b4"),
-    "R3G3B2": (16, "x8 r3 g3 b2"),
-    "X8R8G8B8": (32, "x8 r8 g8 b8"),
-    "A8R8G8B8": (32, "a8 r8 g8 b8"),
-    "A8B8G8R8": (32, "a8 b8 g8 r8"),
-    "R8G8B8A8": (32, "r8 g8 b8 a8"),
-    "R8B8G8X8": (32, "r8 b8 g8 x8"),
-    "A7R8G8B8": (32, "x1 a7 r8 g8 b8"),
-    "A2R10G10B10": (32, "a2 r10 g10 b10"),
+    "X1R5G5B5": (16, "x1 r5 g5 b5", None),
+    "R5G6B5": (16, "r5 g6 b5", None),
+    "X8R8G8B8": (32, "x8 r8 g8 b8", None),
+    "A8R8G8B8": (32, "a8 r8 g8 b8", None),
+    "A8B8G8R8": (32, "a8 b8 g8 r8", None),
+    "R8G8B8A8": (32, "r8 g8 b8 a8", None),
+    "A1R5G5B5": (16, "a1 r5 g5 b5", "16 bits a pixel with transparency"),
+    "A4R4G4B4": (16, "a4 r4 g4 b4", "16 bits a pixel with transparency"),
+    "B5G6R5": (16, "b5 g6 r5", "bitfields layout"),
+    "R3G3B2": (16, "x8 r3 g3 b2", "bitfields layout"),
+    "A7R8G8B8": (32, "x1 a7 r8 g8 b8", "bitfields layout"),
+    "A2R10G10B10": (32, "a2 r10 g10 b10", "bitfields layout"),
 }
 
 
 @pytest.mark.parametrize("size", [40, 52, 56, 108, 124])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_masks_of_every_order_and_width(size, layout, tmp_path):
-    bits, names = LAYOUTS[layout]
-    deep = "10" in names
-    whole = RGBA.astype(np.uint64) * (257 if deep else 1)
+    bits, names, rare = LAYOUTS[layout]
     words, masks, parts, place = np.zeros((HEIGHT, WIDTH), np.uint64), {}, {}, bits
     for name in names.split():
         channel, width = name[0], int(name[1:])
         place -= width
         masks[channel] = ((1 << width) - 1) << place
         # What stands where no mask is set does not count.
-        part = whole[..., "rgbax".index(channel) % 4] >> ((16 if deep else 8) - width)
+        part = RGBA[..., "rgbax".index(channel) % 4].astype(np.uint64) >> max(8 - width, 0)
         words |= part << np.uint64(place)
         parts[channel] = part / ((1 << width) - 1)
     size = 56 if size == 52 and "a" in masks else size
     channels = "rgba" if "a" in masks else "rgb"
-    full, kind = (65535, np.uint16) if deep else (255, np.uint8)
-    expected = (np.stack([parts[each] for each in channels], 2) * full).round().astype(kind)
+    # As Pillow makes 5 and 6 bits 8: cut off, where rounding would be as near.
+    expected = (np.stack([parts[each] for each in channels], 2) * 255).astype(np.uint8)
     told = struct.pack("<4I", *(masks.get(each, 0) for each in "rgba"))
     compression = MASKS
     if size == 40:
@@ -140,6 +138,10 @@ def test_masks_of_every_order_and_width(size, layout, tmp_path):
     head = head if size == 40 else (head[:40] + told)[:size].ljust(size, b"\0")
     body = packed(words[::-1].astype(f"<u{bits // 8}"), bits)
     content = bmp(head, body, told if size == 40 else b"")
+    if bits == 32 and compression == ALPHA_MASKS:
+        rare = "compression .6."
+    if rare is not None:
+        return refused(tmp_path / "a.bmp", content, RARE + rare)
     check(tmp_path / "a.bmp", content, expected)
 
 
@@ -149,65 +151,45 @@ def test_without_masks_the_usual_ones_count_and_nothing_is_transparent(size, tmp
     check(tmp_path / "a.bmp", bmp(header(size, 32), body), RGBA[..., :3])
 
 
-def runs(values: np.ndarray, bits: int, literal: bool) -> bytes:
+def runs(values: np.ndarray, literal: bool) -> bytes:
     """Rows one after another, each number in a run of its own or several as they are."""
     body = b""
     for row in values[::-1]:
         if literal:
-            numbers = packed(row[None], bits)[: (len(row) * bits + 7) // 8]
-            body += bytes([0, len(row)]) + numbers + bytes(len(numbers) % 2)
-        elif bits == 4:
-            body += b"".join(bytes([1, number << 4]) for number in row)
+            body += bytes([0, len(row), *row]) + bytes(len(row) % 2)
         else:
-            body += b"".join(b"\1" + np.asarray(number, np.uint8).tobytes() for number in row)
+            body += b"".join(bytes([1, number]) for number in row)
         body += b"\0\0"
     return body + b"\0\1"
 
 
 @pytest.mark.parametrize("literal", [False, True])
-@pytest.mark.parametrize("bits, compression", [(4, RLE_4), (8, RLE_8), (24, RLE_24)])
-def test_run_lengths(bits, compression, literal, tmp_path):
-    values = RGBA[..., 2::-1] if bits == 24 else RGBA[..., 0].astype(int) % 2**bits
-    content = bmp(
-        header(40, bits, compression), runs(values, bits, literal), palette(1 << bits % 24)
-    )
-    expected = RGBA[..., :3] if bits == 24 else COLOURS[values]
-    check(tmp_path / "a.bmp", content, expected)
+def test_run_lengths_of_bytes(literal, tmp_path):
+    values = RGBA[..., 0].astype(int)
+    content = bmp(header(40, 8, RLE_8), runs(values, literal), palette(256))
+    check(tmp_path / "a.bmp", content, COLOURS[values])
     for twentieth in range(1, 20):
         refused(tmp_path / "b.bmp", content[: len(content) * twentieth // 20], "")
-
-
-def test_what_run_lengths_pass_over_is_the_first_colour(tmp_path):
-    values = np.zeros((HEIGHT, WIDTH), int)
-    values[-1, :7] = [5, 6, 5, 6, 5, 6, 5]
-    values[-4, 9:12] = 9
-    # A run of two numbers in turn, two to the right and three up, a run, and the end.
-    body = b"\7\x56" + b"\0\2\2\3" + b"\3\x99" + b"\0\1"
-    content = bmp(header(40, 4, RLE_4), body, palette(16))
-    check(tmp_path / "a.bmp", content, COLOURS[values])
-    content = bmp(header(40, 4, RLE_4), b"\x30\x56\0\1", palette(16))
-    refused(tmp_path / "a.bmp", content, "damaged, or not a picture: a run is longer than its row")
 
 
 @pytest.mark.parametrize(
     "head, told",
     [
-        (
-            header(40, 0, 5),
-            "a BMP of a kind that is not read .0 bits a pixel, compression 5.; save",
-        ),
-        (header(64, 1, 3), "a BMP of a kind that is not read .1 bits"),
-        (header(40, 64), "a BMP of a kind that is not read .64 bits"),
-        (header(40, 24, height=0), "damaged, or not a picture: its header says 35 x 0 pixels"),
-        (header(40, 24, height=9_000_000), "has more than 268 megapixels; save it as PNG"),
-        (header(40, 24), "damaged, or not a picture: it is cut off"),
-        (header(40, 32, MASKS), "damaged, or not a picture: its masks are none of colours"),
+        (header(16, 24), RARE + "header type"),
+        (header(40, 2), RARE + "pixel depth"),
+        (header(40, 64), RARE + "pixel depth"),
+        (header(40, 0, 5), RARE + "pixel depth"),
+        (header(40, 4, RLE_4), RARE + "RLE4"),
+        (header(40, 24, RLE_24), RARE + "compression"),
+        (header(40, 32, MASKS), RARE + "masks of no colours"),
+        (header(40, 24, height=0), "damaged, or not a picture: "),
+        (header(40, 24, height=9_000_000), "has more than [0-9]+ megapixels; save it as PNG"),
+        (header(40, 24), "damaged, or not a picture: "),
         (header(40, 24)[:3], "damaged, or not a picture"),
     ],
 )
 def test_what_is_not_read_is_told(head, told, tmp_path):
-    body = packed(RGBA, 32) if "masks" in told else b""
-    content = bmp(head, body, bytes(12))
+    content = bmp(head, b"", bytes(12))
     refused(tmp_path / "a.bmp", content, told)
 
 

@@ -106,7 +106,10 @@ def test_params_are_picked_by_key_without_the_prefix_of_dataparallel():
     assert select_params(state, "f", "params")["a"] == 1
     assert select_params({"params": {"a": weight}}, "f", "params_ema")["a"] == 1
     assert select_params({"a": weight}, "f", "params")["a"] == 1
-    for state in ({"others": {"a": weight}}, {"params": {}}, {}, {"params": 3}):
+    # A name that nobody knows counts where it is the only one.
+    assert select_params({"others": {"a": weight}}, "f", "params")["a"] == 1
+    unknown = {"others": {"a": weight}, "more": {"a": weight}}
+    for state in (unknown, {"params": {}}, {}, {"params": 3}):
         with pytest.raises(UserError, match="^f: has no tensors under 'params'"):
             select_params(state, "f", "params")
 

@@ -68,7 +68,7 @@ if $smoke; then
   measured="--device cpu --no-process-memory --threads 1"
   check="--device cpu --backends Naive Chunked SDPA Auto --size 12x8 --models ESC_light"
   check_windows=4 windows=8 wide_window=8
-  paper="--size 16x8" map="--size 16x16" patch="--batch 1 --patch 8"
+  paper="--size 16x16" map="--size 16x16" patch="--batch 1 --patch 8"
   growth="16x8 24x16" batch_size=8x8 launch_sizes="8x8 16x8"
 else
   measured="--device cuda --no-process-memory"

@@ -12,22 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_network import TINY
 
 from esc_arch.inference.picture_files import read_picture
 from esc_arch.zoo.identify import build_on_meta
 
-TINY = {
-    "type": "ESC",
-    "dim": 16,
-    "pdim": 4,
-    "kernel_size": 5,
-    "n_blocks": 1,
-    "conv_blocks": 1,
-    "window_size": 8,
-    "num_heads": 2,
-    "exp_ratio": 1.25,
-    "upscaling_factor": 2,
-}
 SIZES = [(1, 1), (1, 30), (30, 1), (2, 3), (17, 9), (64, 48), (4000, 30), (30, 4000)]
 KINDS = {
     "png": ["1", "L", "LA", "RGB", "RGBA", "P", "P with alpha", "I;16"],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_network import TINY
 
 import esc_arch
 import esc_arch.inference.tile_choice as tile_choice
@@ -21,19 +22,6 @@ from esc_arch.inference.folders import run_jobs
 from esc_arch.inference.picture_files import read_picture
 from esc_arch.inference.work import Job, Settings
 from esc_arch.zoo.identify import build_on_meta
-
-TINY = {
-    "type": "ESC",
-    "dim": 16,
-    "pdim": 4,
-    "kernel_size": 5,
-    "n_blocks": 1,
-    "conv_blocks": 1,
-    "window_size": 8,
-    "num_heads": 2,
-    "exp_ratio": 1.25,
-    "upscaling_factor": 2,
-}
 
 
 def make_model(path: Path, seed: int) -> Path:

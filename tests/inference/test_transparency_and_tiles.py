@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_network import TINY
 
 import esc_arch
 from esc_arch.cli.main import main
@@ -21,19 +22,6 @@ from esc_arch.inference.picture_files import Picture, open_picture, read_picture
 from esc_arch.inference.transparency import fill_hidden
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.zoo.identify import build_on_meta
-
-TINY = {
-    "type": "ESC",
-    "dim": 16,
-    "pdim": 4,
-    "kernel_size": 5,
-    "n_blocks": 1,
-    "conv_blocks": 1,
-    "window_size": 8,
-    "num_heads": 2,
-    "exp_ratio": 1.25,
-    "upscaling_factor": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +159,7 @@ print((peaks[1] - peaks[0]) / 1024)
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))},
         timeout=280,
     )
     assert result.returncode == 0, result.stderr

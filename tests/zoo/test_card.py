@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_network import TINY
 
 from esc_arch.cli.main import main
 from esc_arch.plugin.models.training_card import training_card
@@ -16,18 +17,6 @@ from esc_arch.zoo.card import REQUIRED, openmodeldb_faults, parameters_sha256
 from esc_arch.zoo.identify import build_on_meta
 from esc_arch.zoo.loading import read_checkpoint
 
-TINY = {
-    "type": "ESC",
-    "dim": 16,
-    "pdim": 4,
-    "kernel_size": 5,
-    "n_blocks": 1,
-    "conv_blocks": 1,
-    "window_size": 8,
-    "num_heads": 2,
-    "exp_ratio": 1.25,
-    "upscaling_factor": 2,
-}
 OPTIONS = {
     "name": "my_esc",
     "network_g": TINY,

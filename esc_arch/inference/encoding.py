@@ -12,13 +12,9 @@ import numpy as np
 
 from esc_arch.errors import UserError
 from esc_arch.inference.metadata import Metadata, upright_exif
-from esc_arch.inference.picture_files import (
-    Picture,
-    first_line,
-    tells_of_memory,
-    vips_or_none,
-)
+from esc_arch.inference.picture_files import Picture, vips_or_none
 from esc_arch.inference.png_chunks import ChunkWriter, icc_chunk, stored_png
+from esc_arch.inference.vips_errors import first_line, tells_of_memory
 
 # Format -> what its files end in; the first is what results get.
 SUFFIXES = {

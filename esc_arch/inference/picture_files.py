@@ -5,8 +5,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,11 +21,11 @@ from esc_arch.inference.png_chunks import (
     PALETTE,
     ChunkWriter,
     icc_profile,
-    png_fault,
     read_chunks,
 )
 from esc_arch.inference.regular_files import open_regular
 from esc_arch.inference.tiff_pages import SAVE_AS, full_pages, load_tiff
+from esc_arch.inference.vips_errors import damaged, run
 from esc_arch.prepare.bounds import file_fault
 
 # What names of pictures end in.
@@ -175,51 +174,65 @@ def _open_vips(vips: Any, path: Path, file: BinaryIO, kind: str, page: int | Non
             image.set_type(vips.GValue.gint_type, "orientation", told)
         return image
 
-    with _damage_told(vips, path):
+    def open_image() -> tuple[Any, Callable[[Any], Any], Metadata]:
+        notes.clear()
+        options.pop("page", None)
         image = load(keep)
         number = _choose_page(path, image, kind, page, notes, b"acTL" in chunks)
         if number is not None:
             options["page"] = number
             image = load(keep)
-        turned = image.get_typeof("orientation") and image.get("orientation") > 4
-        metadata = _metadata(image, chunks)
-        convert, metadata = _conversion(path, image, metadata, notes)
-        upright = convert(image.autorot())
-        dtype = np.dtype({"uchar": np.uint8, "ushort": np.uint16}[upright.format])
-        width, height, channels = upright.width, upright.height, upright.bands
+        return image, *_conversion(path, image, _metadata(image, chunks), notes)
+
+    def attempt(work: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
+        try:
+            return run(vips, work, again)
+        except vips.Error as error:
+            raise damaged(path, error) from None
+
+    image, convert, metadata = attempt(open_image)
+    turned = image.get_typeof("orientation") and image.get("orientation") > 4
+    upright = attempt(lambda: convert(image.autorot()))
+    dtype = np.dtype({"uchar": np.uint8, "ushort": np.uint16}[upright.format])
+    width, height, channels = upright.width, upright.height, upright.bands
 
     def open_rows() -> Callable[[int], np.ndarray]:
         # Turning needs all of a picture; libvips then keeps large ones on disk.
         access = "random" if turned else "sequential"
         kept: list[Any] = []
-        with _damage_told(vips, path):
-            _check_pixels(vips, path, kind, chunks)
-            fresh = convert(load(kept, access=access).autorot())
-            kept += [fresh, vips.Region.new(fresh)]
         done = 0
+
+        def begin() -> None:
+            kept.clear()
+            fresh = convert(load(kept, access=access).autorot())
+            kept.extend([fresh, vips.Region.new(fresh)])
+
+        def fetch(count: int) -> Any:
+            fresh, region = kept[-2:]
+            if done == 0 and count == height:
+                return fresh.write_to_memory()
+            return region.fetch(0, done, width, count)
+
+        def fetch_anew(count: int) -> Any:
+            begin()
+            for start in range(0, done, count):
+                kept[-1].fetch(0, start, width, min(count, done - start))
+            return fetch(count)
 
         def rows(count: int) -> np.ndarray:
             nonlocal done
-            fresh, region = kept[-2:]
-            with _damage_told(vips, path):
-                if done == 0 and count == height:
-                    content = fresh.write_to_memory()
-                else:
-                    content = region.fetch(0, done, width, count)
+            content = attempt(lambda: fetch(count), lambda: fetch_anew(count))
             done += count
             return np.frombuffer(content, dtype).reshape(count, width, channels)
 
+        try:
+            _check_pixels(vips, path, kind, chunks)
+        except vips.Error as error:
+            raise damaged(path, error) from None
+        attempt(begin)
         return rows
 
     return Source(path, width, height, channels, dtype, metadata, notes, open_rows)
-
-
-@contextmanager
-def _damage_told(vips: Any, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except vips.Error as error:
-        raise damaged(path, error) from None
 
 
 def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[Any]) -> Any:
@@ -234,9 +247,10 @@ def _load(vips: Any, path: Path, kind: str, options: dict[str, Any], keep: list[
 def _check_pixels(vips: Any, path: Path, kind: str, chunks: dict[bytes, bytes]) -> None:
     """Raise for pixels that libvips makes up: those of no data, and of no colour in a palette."""
     if kind == "jpeg":
-        pixels = _without_head(path.read_bytes())
+        pixels, options = _without_head(path.read_bytes()), {"fail_on": "warning"}
+        options["access"] = "sequential"
         try:
-            vips.Image.jpegload_buffer(pixels, access="sequential", fail_on="warning").avg()
+            run(vips, lambda: vips.Image.jpegload_buffer(pixels, **options).avg())
         except vips.Error as error:
             if _PIXELS_LOST.search(error.detail):
                 raise
@@ -249,8 +263,12 @@ def _check_pixels(vips: Any, path: Path, kind: str, chunks: dict[bytes, bytes]) 
     marks = {b"PLTE": bytes(3 << depth), b"tRNS": b"\xff" * named + bytes((1 << depth) - named)}
     marked = io.BytesIO()
     ChunkWriter(marked, marks, ()).write(path.read_bytes())
-    image = vips.Image.pngload_buffer(marked.getvalue(), access="sequential")
-    if image[image.bands - 1].min() == 0:
+
+    def least() -> float:
+        image = vips.Image.pngload_buffer(marked.getvalue(), access="sequential")
+        return image[image.bands - 1].min()
+
+    if run(vips, least) == 0:
         raise UserError(beyond_palette(path, named))
 
 
@@ -351,25 +369,3 @@ def _check_range(shown: str, image: Any) -> None:
             f"{shown}: its values are floats from {smallest:g} to {largest:g}; those of a picture "
             f"lie between 0 and 1: scale them, or {SAVE_AS}"
         )
-
-
-def damaged(path: Path, error: Exception) -> Exception:
-    """What to raise for what a library says of a file: its want of memory, or one line."""
-    reason = first_line(error)
-    if tells_of_memory(reason):
-        return MemoryError(reason)
-    if reason == type(error).__name__:  # Of the header of a PNG, libvips says nothing.
-        with open_regular(path) as file:
-            reason = png_fault(read_chunks(file)) or "its header cannot be read"
-    return UserError(f"{printable(path)}: damaged, or not a picture: {reason}")
-
-
-def tells_of_memory(reason: str) -> bool:
-    """Whether an error of libvips is for want of memory."""
-    return any(word in reason for word in ("out of memory", "allocate memory", "creating thread"))
-
-
-def first_line(error: Exception) -> str:
-    """What libvips says, of which the first line is the reason; of others the class if nothing."""
-    lines = [line.strip() for line in str(getattr(error, "detail", error)).splitlines()]
-    return printable(next((line for line in lines if line), type(error).__name__))

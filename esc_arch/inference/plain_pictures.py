@@ -12,8 +12,9 @@ import numpy as np
 from esc_arch.errors import UserError, printable
 from esc_arch.inference.bmp_files import beyond_palette, plain_mode, read_bmp
 from esc_arch.inference.metadata import Metadata
-from esc_arch.inference.picture_files import Picture, Source, damaged, source_in_memory
+from esc_arch.inference.picture_files import Picture, Source, source_in_memory
 from esc_arch.inference.png_chunks import COLOUR_CHUNKS, ChunkWriter, read_chunks
+from esc_arch.inference.vips_errors import damaged
 
 
 def open_plain(path: Path, kind: str, page: int | None = None) -> Source:

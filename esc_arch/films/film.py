@@ -1,6 +1,7 @@
 """A film in, a larger one out: frames through the network, sound and timing as they were."""
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 from esc_arch.errors import UserError, printable
 from esc_arch.films import CODECS
 from esc_arch.films.joining import join
-from esc_arch.films.opening import opened
+from esc_arch.films.opening import frames_of, opened
 from esc_arch.films.segments import FRAMES, Segments
 from esc_arch.inference.picture_files import Picture
 from esc_arch.whole_files import replacing
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # What players take for granted where a film does not say how its colours are meant.
 _BT709, _BT601, _NARROW = 1, 6, 1
+# By how much the last frame may begin before the end that a film states.
+_LEEWAY = Fraction(1, 2)
 _SEGMENT_FORMAT = "nut"  # Keeps the times of frames exactly, and takes every codec.
 
 
@@ -58,6 +61,7 @@ class Facts:
         colours: Matrix, range, primaries and transfer, as FFmpeg counts them.
         aspect: Width of a pixel by its height.
         transparent: Whether it has alpha.
+        ends: When its pictures shall end, in seconds; 0 where it does not say.
     """
 
     width: int
@@ -69,6 +73,7 @@ class Facts:
     colours: tuple[int, int, int, int]
     aspect: Fraction | None
     transparent: bool
+    ends: Fraction | int
 
 
 def upscale_film(
@@ -107,7 +112,7 @@ def upscale_film(
         done = segments.done()
         if done:
             notes.append(f"{printable(source)}: gone on from frame {done * FRAMES}")
-        _make_segments(source, facts, upscaler, settings, segments, watch)
+        notes += _make_segments(source, facts, upscaler, settings, segments, watch)
         notes += join(source, target, segments)
         segments.remove()
     return notes
@@ -131,7 +136,7 @@ def _facts(source: Path) -> Facts:
         if not film.streams.video:
             raise UserError(f"{printable(source)}: has no pictures in it")
         stream = film.streams.video[0]
-        first = next(film.decode(stream), None)
+        first = next(filter(None, frames_of(film, stream)), None)
         if first is None:
             raise UserError(f"{printable(source)}: has no frame that can be decoded")
         width, height = first.width, first.height
@@ -157,16 +162,40 @@ def _facts(source: Path) -> Facts:
             colours,
             stream.sample_aspect_ratio,
             any(part.is_alpha for part in first.format.components),
+            _end_of(stream),
         )
 
 
-def _frames(source: Path, facts: Facts, skip: int) -> Iterator[tuple[Picture, int, int]]:
-    """Frames upright, with when and how long each is shown; the first ones are left out."""
+def _end_of(stream: Any) -> Fraction | int:
+    if stream.duration:
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    # As Matroska tells it.
+    clock = re.fullmatch(r"(\d+):(\d+):(\d+(\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return sum(Fraction(clock[place]) * 60 ** (3 - place) for place in (1, 2, 3)) if clock else 0
+
+
+def _frames(
+    source: Path, facts: Facts, skip: int, notes: list[str]
+) -> Iterator[tuple[Picture, int, int]]:
+    """Frames upright, with when and how long each is shown; the first ones are left out.
+
+    Notes are on what is damaged, and complete once the last frame was asked for.
+    """
     form = "rgb48le" if facts.deep else "rgb24"
     with opened(source) as film:
         stream = film.streams.video[0]
-        stream.thread_type = "AUTO"
-        for number, frame in enumerate(film.decode(stream)):
+        # Several frames at once would hide which of them are damaged.
+        stream.thread_type = "SLICE"
+        number, damaged, end = -1, 0, Fraction(0)
+        for frame in frames_of(film, stream):
+            damaged += frame is None or frame.is_corrupt
+            if frame is None:
+                continue
+            number += 1
+            time = frame.pts
+            if time is None:
+                time = round(number / facts.rate / facts.time_base)
+            end = max(end, time * facts.time_base)
             if number < skip:
                 continue
             matrix, values = facts.colours[:2]
@@ -187,10 +216,15 @@ def _frames(source: Path, facts: Facts, skip: int) -> Iterator[tuple[Picture, in
                     f"{pixels.shape[0]} pixels, those before {facts.width} x {facts.height}; split "
                     "the film there"
                 )
-            time = frame.pts
-            if time is None:
-                time = round(number / facts.rate / facts.time_base)
             yield Picture(pixels), time, frame.duration or 0
+        if damaged:
+            count = "1 frame is" if damaged == 1 else f"{damaged} frames are"
+            notes.append(f"{printable(source)}: {count} damaged: left out or shown in part")
+        if end + _LEEWAY < facts.ends:
+            notes.append(
+                f"{printable(source)}: breaks off: its pictures end at {float(end):.1f} s of "
+                f"{float(facts.ends):.1f} s"
+            )
 
 
 def _ahead(items: Iterable[Any], count: int) -> Iterator[Any]:
@@ -214,12 +248,13 @@ def _make_segments(
     settings: FilmSettings,
     segments: Segments,
     watch: Callable[[int, int], None],
-) -> None:
+) -> list[str]:
+    notes: list[str] = []
     number = segments.done()
     done = number * FRAMES
     batch = min(settings.batch, upscaler.together(facts.height, facts.width, settings.batch))
     tiled = upscaler.tiles_needed(facts.height, facts.width)
-    frames = _ahead(_frames(source, facts, done), 2 * batch)
+    frames = _ahead(_frames(source, facts, done, notes), 2 * batch)
     watch(done, facts.frames)
     part = _Part(frames, FRAMES)
     with ThreadPoolExecutor(1, "encoder") as encoder:
@@ -247,6 +282,7 @@ def _make_segments(
                 encoder.submit(writer.close).result()
             number += 1
             part = _Part(frames, FRAMES)
+    return notes
 
 
 class _Part:

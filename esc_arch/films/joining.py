@@ -9,7 +9,7 @@ from typing import Any
 import av
 
 from esc_arch.errors import UserError, printable
-from esc_arch.films.opening import opened
+from esc_arch.films.opening import opened, packets_of
 from esc_arch.films.segments import Segments
 from esc_arch.whole_files import replacing
 
@@ -65,7 +65,7 @@ def join(source: Path, target: Path, segments: Segments) -> list[str]:
             ) from None
         streams = [stream for stream in film.streams if copied.get(stream.index) is not None]
         streams = [stream for stream in streams if stream.type != "attachment"]
-        sound = film.demux(streams) if streams else iter(())
+        sound = packets_of(film, *streams) if streams else iter(())
         both = heapq.merge(
             _timed(_video_packets(source, segments)), _timed(sound), key=lambda timed: timed[0]
         )
@@ -98,7 +98,7 @@ def _video_packets(source: Path, segments: Segments) -> Iterator[Any]:
         stream = film.streams.video[0]
         durations = {
             packet.pts * packet.time_base: packet.duration * packet.time_base
-            for packet in film.demux(stream)
+            for packet in packets_of(film, stream)
             if packet.pts is not None and packet.duration
         }
     for number in range(segments.done()):

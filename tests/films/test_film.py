@@ -102,7 +102,9 @@ sys.exit(main())
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_after_a_kill_it_goes_on_and_the_film_is_as_without(folder, photographs, capsys):
     make_clip("clip.mp4", photographs["coffee"], list(range(0, 4 * 300, 4)))
+    _damage("clip.mp4", (50, 150))
     assert upscale("clip.mp4", "-o", "whole.mp4") == 0
+    assert "clip.mp4: 2 frames are damaged" in capsys.readouterr().err
     command = [sys.executable, "-c", KILLED_AT_THE_SECOND_PART, "upscale", "clip.mp4"]
     command += ["-o", "killed.mp4", "--model", "net.pth", "--device", "cpu"]
     parts = Path(".killed.mp4.parts")
@@ -110,7 +112,8 @@ def test_after_a_kill_it_goes_on_and_the_film_is_as_without(folder, photographs,
     assert (parts / "000000.nut").exists() and not Path("killed.mp4").exists()
     capsys.readouterr()
     assert upscale("clip.mp4", "-o", "killed.mp4") == 0
-    assert "clip.mp4: gone on from frame 120" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "clip.mp4: gone on from frame 120" in error and "2 frames are damaged" in error
     assert times("killed.mp4") == times("whole.mp4")
     for ours, theirs in zip(frames("killed.mp4"), frames("whole.mp4"), strict=True):
         assert np.array_equal(ours, theirs)
@@ -162,7 +165,34 @@ def test_a_film_that_breaks_off_is_told_and_nothing_half_is_left(folder, photogr
     Path("half.mkv").write_bytes(content[: len(content) // 2])
     status = upscale("half.mkv", "-o", "half_x2.mkv")
     # What can be decoded of a film that was cut off is shown by players, too.
-    assert status == 0 and 10 < len(frames("half_x2.mkv")) < 100
+    left = len(frames("half_x2.mkv"))
+    assert status == 0 and 10 < left < 100
+    told = "half.mkv: breaks off: its pictures end at "
+    error = capsys.readouterr().err
+    assert told in error and error.endswith(" of 4.0 s\n"), error
+    assert abs(float(error.split(told)[1].split()[0]) - (left - 1) * 0.04) < 0.1
+
+
+def _damage(name: str, numbers: tuple[int, ...]) -> None:
+    """Write zeros in the place of some frames."""
+    content = bytearray(Path(name).read_bytes())
+    with av.open(name) as film:
+        packets = [packet for packet in film.demux(video=0) if packet.size]
+    for number in numbers:
+        start = content.index(bytes(packets[number]), packets[number].pos)
+        content[start : start + packets[number].size] = bytes(packets[number].size)
+    Path(name).write_bytes(content)
+
+
+def test_damaged_frames_are_left_out_and_told(folder, photographs, capsys):
+    make_clip("clip.mkv", photographs["coffee"], list(range(0, 400, 4)), "mjpeg", "yuvj420p")
+    _damage("clip.mkv", (0, 30, 60))
+    assert upscale("clip.mkv", "-o", "clip_x2.mkv") == 0
+    error = capsys.readouterr().err
+    assert "clip.mkv: 3 frames are damaged: left out or shown in part\n" in error
+    kept = [number * 0.04 for number in range(100) if number not in (0, 30, 60)]
+    assert times("clip_x2.mkv") == pytest.approx(kept)
+    assert sound("clip_x2.mkv") == sound("clip.mkv")
 
 
 def test_a_film_from_a_stranger_names_no_other_file(folder, photographs, capsys):

@@ -31,10 +31,16 @@ def basicsr_command(*arguments: object) -> list[str]:
 def away_from_the_current_folder() -> Iterator[None]:
     """Within, what `multiprocessing` starts imports nothing from the current folder.
 
-    It starts Python with `-c`. `PYTHONSAFEPATH` is enough from Python 3.11 on; before, the process
-    has to start elsewhere. Its workers come back to the folder by themselves.
+    `multiprocessing` starts Python with `-c`. `PYTHONSAFEPATH` is enough from Python 3.11 on;
+    before, the process has to start elsewhere. Its workers come back to the folder by themselves.
+    Libraries that are loaded within do not read what lies in the folder either.
     """
-    here, before = os.getcwd(), os.environ.get("PYTHONSAFEPATH")
+    try:
+        here = os.getcwd()
+    except OSError:
+        yield  # It has been removed: there is nothing in it.
+        return
+    before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     os.chdir(Path(here).anchor)
     try:

@@ -79,3 +79,51 @@ if __name__ == "__main__":
     )
     assert result.stdout == "[9]\n", result.stderr
     assert not (trap / "it-ran").exists()
+
+
+# What is imported where, and with what settings.
+LOADS = """
+import os, sys
+from esc_arch.cli.main import main
+
+def watch(event, args):
+    if event == "import" and args[0] in ("torch._C", "matplotlib.colors"):
+        print(args[0], os.getcwd(), flush=True)
+
+sys.addaudithook(watch)
+if __name__ == "__main__":
+    import torch, matplotlib
+    print(matplotlib.rcParams["text.usetex"], os.getcwd())
+"""
+
+
+def test_libraries_are_loaded_away_from_the_current_folder(trap: Path):
+    # One of NVIDIA's looks for libcuda.so.1 there, and a matplotlibrc may have TeX run.
+    (trap / "matplotlibrc").write_text("text.usetex: True\n")
+    script = trap.parent / "load.py"
+    script.write_text(LOADS)
+    result = subprocess.run(
+        [sys.executable, str(script)], cwd=trap, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    *loaded, last = result.stdout.splitlines()
+    assert set(loaded) == {f"torch._C {trap.anchor}", f"matplotlib.colors {trap.anchor}"}
+    assert last == f"False {trap}"
+
+
+def test_processes_of_multiprocessing_load_them_there_too(trap: Path):
+    script = trap.parent / "start.py"
+    script.write_text(f"""{LOADS}
+    import multiprocessing
+    from esc_arch.children import keep_current_folder_out
+
+    keep_current_folder_out()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(torch.is_tensor, [1])
+""")
+    result = subprocess.run(
+        [sys.executable, str(script)], cwd=trap, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"torch._C {trap.anchor}" in result.stdout.split("False")[1].splitlines()
+    assert f"torch._C {trap}" not in result.stdout.splitlines()

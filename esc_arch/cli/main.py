@@ -14,6 +14,12 @@ from esc_arch.cli import PluginError
 from esc_arch.cli.memory import keep_freed_memory
 from esc_arch.cli.missing import how_to_bring
 from esc_arch.errors import UserError, printable
+from esc_arch.plugin.imports import load_elsewhere
+
+# Also in processes that are started anew, which import this module first. One of NVIDIA's libraries
+# looks for libcuda.so.1 in the current folder before the system's; a matplotlibrc there may run TeX
+# and, in matplotlib 3.9, code.
+load_elsewhere("torch", "matplotlib")
 
 # Name of a subcommand -> its module. A module has HELP, add_arguments(parser) and run(args) -> int,
 # and imports nothing heavy at its top level, since all of them are imported for --help.

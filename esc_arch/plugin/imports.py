@@ -4,7 +4,8 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,16 @@ def watch_imports() -> None:
     """Find moved modules, and say what helps where OpenCV cannot be loaded."""
     # Asked last: a module that is still where it was is taken from there.
     sys.meta_path.append(_MovedModules())
-    sys.meta_path.insert(0, _OpenCV())
+    sys.meta_path.insert(0, _Wrapped(("cv2",), _explained))
+
+
+def load_elsewhere(*names: str) -> None:
+    """Import modules away from the current folder, for what they take from there as they load.
+
+    Args:
+        names: Top-level modules.
+    """
+    sys.meta_path.insert(0, _Wrapped(names, _elsewhere))
 
 
 def when_looked_for(name: str, prepare: Callable[[], None]) -> None:
@@ -76,47 +86,69 @@ class _MovedModules:
         pass
 
 
-class _OpenCV:
-    """Lets OpenCV be found as always, with a better error where it cannot be loaded.
+class _Wrapped:
+    """Lets modules be found as always, and be loaded within a context.
 
-    BasicSR requires opencv-python, which does not load without the system's libGL and glib.
+    Args:
+        names: The modules.
+        around: Makes the context.
     """
+
+    def __init__(
+        self, names: Sequence[str], around: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._names, self._around = names, around
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "cv2":
+        if name not in self._names:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find is not None and finder is not self else None
             if spec is not None:
-                spec.loader = spec.loader and _ExplainingLoader(spec.loader)
+                spec.loader = spec.loader and _WrappedLoader(spec.loader, self._around)
                 return spec
         return None
 
 
-class _ExplainingLoader:
-    """OpenCV's own loader, whose errors say what helps."""
+class _WrappedLoader:
+    """A module's own loader, within a context."""
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+    def __init__(self, loader: Any, around: Callable[[], AbstractContextManager[None]]) -> None:
+        self._loader, self._around = loader, around
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return _explained(self._loader.create_module, spec)
+        with self._around():
+            return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        _explained(self._loader.exec_module, module)
+        with self._around():
+            self._loader.exec_module(module)
 
 
-def _explained(load: Any, argument: Any) -> Any:
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What helps where OpenCV cannot be loaded.
+
+    BasicSR requires opencv-python, which does not load without the system's libGL and glib.
+    """
     try:
-        return load(argument)
+        yield
     except ImportError as error:
         # OpenCV's folder loads the library within itself: once said is enough.
         if OPENCV_ADVICE in str(error):
             raise
         raise ImportError(f"OpenCV cannot be loaded ({error}); {OPENCV_ADVICE}") from error
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    from esc_arch.children import away_from_the_current_folder
+
+    with away_from_the_current_folder():
+        yield

@@ -179,6 +179,7 @@ def _fetch(url: str, partial: Path, progress: bool, largest: int, patience: Pati
         with requests.Session() as session, file:
             # Ranges of a compressed transfer would not be ranges of the file.
             session.headers["Accept-Encoding"] = "identity"
+            session.hooks["response"] = _leave_body
             while True:
                 before = file.seek(0, os.SEEK_END)
                 try:
@@ -316,6 +317,13 @@ def _answer(
     if isinstance(answer, BaseException):
         raise answer
     return answer
+
+
+def _leave_body(response: requests.Response, **_: object) -> None:
+    """Of an answer that sends on, requests reads all that comes with it, if need be for ever."""
+    if response.is_redirect:
+        response.raw.close()
+        response.raw.stream = lambda *_, **__: iter(())
 
 
 def _body(response: requests.Response, patience: Patience) -> Iterator[bytes]:

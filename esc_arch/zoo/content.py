@@ -13,6 +13,8 @@ from esc_arch.file_kinds import HEAD, kind_of_file
 _LARGEST_HEADER = 100_000_000
 # A file of tensors is stored, not compressed; one that says it unpacks to more is a bomb.
 _LARGEST_RATIO = 20
+# Networks have some thousands; each takes its time, however small it is.
+_MOST_TENSORS = 50_000
 
 
 def require_regular_file(path: Path) -> int:
@@ -89,6 +91,24 @@ def check_zip(path: Path) -> None:
         raise UserError(
             f"{printable(path)}: damaged: the checksum of '{printable(damaged)}' in it is wrong"
         )
+
+
+def check_count(tensors: int, path: str | os.PathLike) -> None:
+    """Refuse more tensors than any network has: looking at each would take minutes in all.
+
+    Raises:
+        UserError: There are.
+    """
+    if tensors > _MOST_TENSORS:
+        raise UserError(
+            f"{printable(path)}: has {tensors:,} tensors; a network has at most {_MOST_TENSORS:,}"
+        )
+
+
+def safetensors_count(content: bytes) -> int:
+    """The number of tensors of a .safetensors file, without reading its header as a whole."""
+    length = int.from_bytes(content[:8], "little")
+    return content.count(b'"dtype"', 8, 8 + length)
 
 
 def safetensors_metadata(content: bytes) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esc_arch.errors import UserError, printable
+from esc_arch.zoo.content import check_count
 from esc_arch.zoo.foreign import with_tables
 
 # Best first: the averaged weights of BasicSR and its relatives, then the plain ones.
@@ -66,6 +67,7 @@ def select_params(
         raise UserError(
             f"{where}: has no tensors under '{param_key}' (it has: {keys or 'nothing'})"
         )
+    check_count(len(found), path)
     params = _without_prefixes(found)
     for name, value in params.items():
         check_plain(value, f"{where}: '{name}'")

@@ -19,7 +19,13 @@ import torch
 
 from esc_arch.errors import UserError, printable
 from esc_arch.whole_files import write_atomically
-from esc_arch.zoo.content import check_zip, kind_of, safetensors_metadata
+from esc_arch.zoo.content import (
+    check_count,
+    check_zip,
+    kind_of,
+    safetensors_count,
+    safetensors_metadata,
+)
 
 # PyTorch 2.4 takes bytes, which a pickle makes of text by this function, for code; newer ones know.
 torch.serialization.add_safe_globals([codecs.encode])
@@ -71,6 +77,7 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
             import safetensors.torch
 
             content = path.read_bytes()
+            check_count(safetensors_count(content), path)
             state = safetensors.torch.load(content)
             metadata = safetensors_metadata(content)
         else:

@@ -30,6 +30,7 @@ class Server(ThreadingHTTPServer):
         answer: Status and headers that every request gets, with the first 1000 bytes.
         raw: What every request gets, byte by byte as it stands; the last byte again and again.
         pause: Seconds after each byte of the content.
+        moves: The next requests that are sent on, each with a page that does not end.
     """
 
     daemon_threads = True
@@ -45,6 +46,7 @@ class Server(ThreadingHTTPServer):
         self.answer: tuple[int, dict[str, str]] | None = None
         self.pause: float | None = None
         self.raw: bytes | None = None
+        self.moves = 0
 
     @property
     def url(self) -> str:
@@ -59,6 +61,14 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(self.headers["Range"])
         if server.statuses:
             self.send_error(server.statuses.pop(0))
+            return
+        if server.moves:
+            server.moves -= 1
+            self.send_response(302)
+            self.send_header("Location", server.url)
+            self.send_header("Set-Cookie", "seen=yes")
+            self.end_headers()
+            self.drip(bytes(1_000_000))
             return
         if server.raw is not None:
             self.wfile.write(server.raw)
@@ -321,6 +331,15 @@ def test_a_body_without_end_is_cut_off(server, tmp_path):
     with pytest.raises(UserError, match="sends more than the 900 bytes"):
         fetch(server, tmp_path / "file.zip", largest=900)
     assert names(tmp_path) == []
+
+
+def test_a_page_without_end_that_comes_with_a_new_address_is_left_unread(server, tmp_path):
+    server.moves, server.pause = 2, 0.01
+    server.content = CONTENT[:50]
+    # A connection each, and as long as all of the answers may take.
+    assert fetch(server, tmp_path / "file.zip", retries=0, answer=20)
+    assert (tmp_path / "file.zip").read_bytes() == CONTENT[:50]
+    assert len(server.asked) == 3
 
 
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up(server, tmp_path):

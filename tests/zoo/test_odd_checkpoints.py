@@ -258,6 +258,13 @@ def test_strides_of_zero_cannot_ask_for_memory_that_the_file_does_not_hold(folde
     assert "claims 3,999,996,000,001 values" in refusal("net.pth")
 
 
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+def test_more_tensors_than_a_network_has_are_refused_before_each_is_looked_at(name, folder):
+    tensors = dict.fromkeys(map(str, range(50_001)), torch.zeros(0))
+    torch.save(tensors, name) if name == "net.pth" else save_file(tensors, name)
+    assert "has 50,001 tensors; a network has at most 50,000" in refusal(name)
+
+
 def test_tensors_that_share_memory_cannot_ask_for_many_times_what_the_file_holds(folder, params):
     shared = torch.zeros(100_000)
     torch.save({f"t{number}": shared for number in range(100)}, "net.pth")

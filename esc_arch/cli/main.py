@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 when all went well, 2 when the user can mend it (the reason is one line
         on stderr), 130 after Ctrl-C, 141 when what reads stdout has ended, as `head` does. Any
-        other failure is raised, and so ends with status 1.
+        other failure is raised, and so ends with status 1; `train` and `test` make a line of
+        theirs too, with the traceback in the log.
     """
     for stream in (sys.stdout, sys.stderr):
         # File names need not be characters of the terminal's encoding, nor characters at all.

@@ -24,8 +24,7 @@ from esc_arch.plugin.preflight.files import root_problem
         (b"\xff\xfe\x00", "not a text file in UTF-8"),
         (b"a: " + b"[" * 100_000, "nested too deeply"),
         (b"a: &a [*a]\n", "an alias (*name) contains itself"),
-        # A number to base 60.
-        (b"name: x\nscale: " + b":".join([b"59"] * 200), "line 2: a number of 599 characters"),
+        (b"name: x\nscale: " + b"9" * 599, "line 2: a number of 599 characters"),
         (b"a: !!python/object/apply:os.system ['touch ran']\n", "Python objects"),
         (b"a: &a " + b"x" * 900_000 + b"\nb: [*a, *a, *a]\n", "more than 2000000 letters"),
         (
@@ -36,9 +35,7 @@ from esc_arch.plugin.preflight.files import root_problem
             ),
             "more than 20000 values",
         ),
-        (b"scale: " + b":".join([b"59"] * 200) + b".5", "line 1: a number of 601 characters"),
-        (b"a: 2024-99-99\n", "line 1: not YAML: '2024-99-99' is no timestamp"),
-        (b"a: !!timestamp nope\n", "line 1: not YAML: 'nope' is no timestamp"),
+        (b"scale: " + b"9" * 599 + b".5", "line 1: a number of 601 characters"),
         (b"a: 1\nb: !!bool maybe\n", "line 2: not YAML: 'maybe' is no bool"),
         (b"a: !!int ''\n", "line 1: not YAML: '' is no int"),
         (b"a: !!float '-'\n", "line 1: not YAML: '-' is no float"),

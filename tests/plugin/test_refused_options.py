@@ -65,6 +65,14 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             f"train:manual_seed: {UNREAD}; here it is manual_seed at the top level",
         ),
     ),
+    "weights and losses at the top level": (
+        {"weights": "x.pth", "generator": "y.safetensors", "loss": "l1", "percep_weight": 0.1},
+        tuple(f"{key}: {UNREAD}" for key in ("weights", "generator", "loss", "percep_weight")),
+    ),
+    "a name that is a number": (
+        {"name": 5},
+        ("name: must be text that can name a folder; put it",),
+    ),
     # No hint to a key that is there already, nor to a model that has the word in its states.
     "a seed beside manual_seed": ({"train:seed": 1}, ("train:seed: nothing reads this key\n",)),
     "weights by MMSR's name": (
@@ -235,10 +243,29 @@ def test_what_has_no_effect_is_warned_of_once_and_trained_without(
 def test_two_keys_alike_are_one_and_others_are_refused(write_train_options: WriteOptions) -> None:
     path = write_train_options({"train:total_iter": 1})
     text = path.read_text()
-    path.write_text(text + "name: tiny\n")
+    alike = text.replace("use_rot: true", "use_rot: true\n    use_rot: True")
+    alike = alike.replace(
+        "pretrain_network_g: null", "pretrain_network_g:\n  pretrain_network_g: ~"
+    )
+    path.write_text(alike + "name: 'tiny'\nscale: 2.0\n")
     train(path)
     path.write_text(text + "name: other\n")
     assert "the key 'name' is there twice, with another value in line 1" in refused(path)
+    # Whatever else is wrong with the file.
+    path.write_text(text + "name: other\nnum_gpu: !!int x\n")
+    assert "the key 'name' is there twice, with another value in line 1" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["2026-01-31", "8:20", "2026-01-31 08:20:00", "1:30.5"])
+def test_what_yaml_takes_for_a_date_or_a_number_to_base_60_is_text(
+    name: str, write_train_options: WriteOptions
+) -> None:
+    path = write_train_options({"train:total_iter": 1})
+    text = path.read_text()
+    path.write_text(text.replace("name: tiny\n", f"name: {name}\n", 1))
+    train(path, name=name)
+    path.write_text(text.replace("total_iter: 1", f"total_iter: {name}"))
+    assert f"train:total_iter: must be a whole number at least 1, not '{name}'" in refused(path)
 
 
 def test_null_and_numbers_are_taken_where_basicsr_tests_for_truth(
@@ -286,6 +313,9 @@ def test_a_test_without_weights_is_refused_unless_they_are_to_be_random(
     lines = refused(path, subcommand="test")
     assert lines.startswith("path:pretrain_network_g: missing: the network would be random")
     assert "--random-weights" in lines
+    wrong = write_test_options({"path:pretrain_network_g": False})
+    assert refused(wrong, subcommand="test") == "path:pretrain_network_g: must be text, not False"
+    path = write_test_options({"path:pretrain_network_g": None, "path:param_key_g": None})
     status, said = command("test", "-opt", path, "--random-weights")
     assert status == 0 and "# psnr: " in said
 

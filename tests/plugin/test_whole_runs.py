@@ -85,6 +85,8 @@ def test_an_unknown_key_of_weights_is_refused_and_a_missing_average_is_said(
         options = write_train_options({**path, "path:param_key_g": key})
         assert f"has no '{key}', only params" in refused(options)
         assert re.search(f"'{key}'.*it has params", refused(options, "--no-preflight"))
+    options = write_train_options({**path, "path:param_key_g": 5})
+    assert refused(options) == "path:param_key_g: must be text, not 5"
     options = write_train_options({**path, "path:param_key_g": "params_ema"})
     status, said = command("train", "-opt", options)
     assert status == 0 and "basicsr: warning: path:param_key_g: " in said
@@ -110,6 +112,8 @@ def test_debug_within_a_name_changes_nothing(write_train_options: WriteOptions):
     options = write_train_options({"name": "undebugged", "logger:print_freq": 2})
     assert iterations(train(options, name="undebugged")) == [2, 4]
     assert (Path("experiments/undebugged/training_states") / "2.state").is_file()
+    status, said = command("train", "-opt", write_train_options({"name": "debug_x"}))
+    assert status == 0 and "basicsr: warning: name: begins with debug: BasicSR sets print_" in said
 
 
 def test_a_log_without_tensorboard_and_empty_text_for_no_weights_will_do(

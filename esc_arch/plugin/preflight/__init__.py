@@ -148,7 +148,8 @@ def _check_checkpoints(
                 path, f"no such training state: {one_line(value)}; --auto_resume finds the newest"
             )
     path = ("path", "pretrain_network_g")
-    lacks = not section.get("pretrain_network_g") and isinstance(report.get("path"), dict)
+    lacks = not section.get("pretrain_network_g") and not report.is_wrong(path)
+    lacks = lacks and isinstance(report.get("path"), dict)
     if not report.is_train and lacks and not random_weights and "network_g" in report.options:
         report.error(
             path, "missing: the network would be random; name a checkpoint, or --random-weights"

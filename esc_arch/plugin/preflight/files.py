@@ -124,6 +124,8 @@ def check_weights(
         strict: `strict_load_*`. Without it BasicSR leaves out what does not fit.
     """
     key = ("path", f"param_key_{path[1].removeprefix('pretrain_network_')}")
+    if report.is_wrong(key):
+        return
     given = report.section("path").get(key[1])
     wanted = "params" if given is None else given
     try:

@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "gradient_clip": "train: grad_clip",
 }
 """What is called otherwise here; only where the file does not have that already."""
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 def hint_for(report: Report, path: Path, reader: type | None) -> str:
@@ -94,7 +95,9 @@ def is_grave(path: Path, value: Any) -> bool:
     is_loss = any(map(_describes_loss, value if isinstance(value, list) else [value]))
     if is_loss and (key.endswith("_opt") or "losses" in words):
         return True
-    if path[0] != "train":
+    if isinstance(value, str) and value.endswith(_WEIGHTS):
+        return True
+    if path[0] != "train" and len(path) > 1:
         return False
     # Some write `pixel_criterion: l1` and `pixel_weight: 1`, each loss's weight a key of its own.
     is_weight = words & {"weight", "weights"} and type(value) in (int, float)

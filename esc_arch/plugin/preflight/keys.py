@@ -286,6 +286,12 @@ def check_together(report: Report, model: type | None) -> None:
     """Check options of the run that depend on each other."""
     names = {c.__name__ for c in inspect.getmro(model)} if model else set()
     train = report.section("train")
+    if str(report.get("name")).startswith("debug"):
+        report.warn(
+            ("name",),
+            "begins with debug: BasicSR sets print_freq to 1, val_freq and save_checkpoint_freq "
+            "to 8, and leaves out TensorBoard",
+        )
     if "SRModel" in names and "SRGANModel" not in names and train:
         # Other losses that the model reads may do as well.
         losses = [key for key in train if key.endswith("_opt") and train[key]]

@@ -26,7 +26,15 @@ class OptionLoader(yaml.SafeLoader):
 
     What is used twice (`optim_d: *optim_g`) is there twice: BasicSR takes `type` out of sections as
     it builds what they describe.
+
+    Attributes:
+        repeated: Keys that are there twice with different values, of which YAML takes the last:
+            line, key, and line of the first.
     """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.repeated: list[tuple[int, Any, int]] = []
 
     def get_single_data(self) -> Any:
         """The file's one document."""
@@ -43,19 +51,28 @@ class OptionLoader(yaml.SafeLoader):
 
 
 def _mapping(loader: OptionLoader, node: yaml.MappingNode) -> OrderedDict[Any, Any]:
+    own = list(node.value)
     loader.flatten_mapping(node)
     mapping: OrderedDict[Any, Any] = OrderedDict()
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
+    lines: dict[Any, int] = {}
+    for pair in node.value:
+        key, line = loader.construct_object(pair[0], deep=True), pair[0].start_mark.line + 1
         if isinstance(key, dict | list | set):
-            where = f"line {key_node.start_mark.line + 1}"
-            raise yaml.YAMLError(f"{where}: a key must be a name, not {show(key)}")
-        mapping[key] = loader.construct_object(value_node, deep=True)
+            raise yaml.YAMLError(f"line {line}: a key must be a name, not {show(key)}")
+        value = loader.construct_object(pair[1], deep=True)
+        # What a merge key brings in may be set otherwise.
+        if any(pair is each for each in own):
+            first = lines.setdefault(key, line)
+            if mapping.get(key, value) != value and first != line:
+                loader.repeated.append((line, key, first))
+        mapping[key] = value
     return mapping
 
 
-def _number(loader: OptionLoader, node: yaml.ScalarNode) -> int | float:
-    # 59:59:59 is a number to base 60, which takes minutes where it goes on so; 59:59.5 is, too.
+def _number(loader: OptionLoader, node: yaml.ScalarNode) -> int | float | str:
+    # To YAML 1.1 this is a number to base 60.
+    if ":" in node.value:
+        return node.value
     if len(node.value) > _LONGEST_NUMBER:
         where = f"line {node.start_mark.line + 1}"
         raise yaml.YAMLError(f"{where}: a number of {len(node.value)} characters")
@@ -66,6 +83,8 @@ def _number(loader: OptionLoader, node: yaml.ScalarNode) -> int | float:
 OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 for _tag in ("int", "float"):
     OptionLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
+# No option is a date; a name may look like one.
+OptionLoader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
 def take_as_meant(options: dict[str, Any]) -> None:
@@ -126,10 +145,14 @@ def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
             node = loader.get_single_node()
             if node is not None:
                 _check_size(node)
-                errors += [f"-opt {path}: {line}" for line in _repeated_keys(node)]
             options = None if node is None else unshared(loader.construct_document(node))
         finally:
             loader.dispose()
+            errors += [
+                f"-opt {path}: line {line}: the key {show(key)} is there twice, with another value "
+                f"in line {first}"
+                for line, key, first in sorted(loader.repeated, key=lambda each: each[0])
+            ]
     except RecursionError:
         errors.append(f"-opt {path}: nested too deeply, so not an option file")
         return None
@@ -188,34 +211,6 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _plain(node: yaml.Node) -> Any:
-    """A node as tuples, to compare."""
-    if isinstance(node, yaml.ScalarNode):
-        return node.tag, node.value
-    return node.tag, tuple(_plain(part) for part in _parts(node))
-
-
-def _repeated_keys(root: yaml.Node) -> list[str]:
-    """A line for each key that is there twice with different values: YAML takes the last."""
-    lines, seen, open_nodes = [], set(), [root]
-    while open_nodes:
-        node = open_nodes.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        open_nodes += _parts(node)
-        first: dict[Any, yaml.Node] = {}
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                other = first.setdefault((key.tag, key.value), value)
-                if other is not value and _plain(other) != _plain(value):
-                    lines.append(
-                        f"line {key.start_mark.line + 1}: the key {show(key.value)} is there "
-                        f"twice, with another value in line {other.start_mark.line + 1}"
-                    )
-    return sorted(lines, key=lambda line: int(line.split(":")[0].split()[1]))
 
 
 def keep_datasets(options: dict[str, Any], names: Iterable[str], errors: list[str]) -> None:

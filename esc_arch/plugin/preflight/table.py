@@ -84,6 +84,8 @@ def is_plain(value: str) -> bool:
 
 def name(value: Any) -> str | None:
     """Rule: text that can name a folder."""
+    if type(value) in (int, float, bool):
+        return "must be text that can name a folder; put it in quotes"
     right = isinstance(value, str) and re.fullmatch(r"[^/\\\0\n]+", value) and value.strip(". ")
     if not right or not is_plain(value):
         return "must be text that can name a folder, without a slash or control characters"

@@ -17,6 +17,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+_MADE_BY_RUNS = {"models", "training_states", "visualization"}
+
 
 class ExperimentFolder:
     """Makes the folders of a run as BasicSR does, with a way back.
@@ -47,6 +49,7 @@ class ExperimentFolder:
         if opt["rank"] == 0 and root.is_dir():
             self.lock(opt)
             _refuse_own_files(opt, opt_file, root)
+            _refuse_other_folders(opt, root)
         before = _archives(root)
         try:
             _once_a_second(make_exp_dirs, opt)
@@ -132,6 +135,17 @@ def _archives(root: Path) -> set[Path]:
             path for path in root.parent.iterdir() if path.name.startswith(f"{root.name}_archived_")
         }
     return set()
+
+
+def _refuse_other_folders(opt: dict[str, Any], root: Path) -> None:
+    """Rename only what a run has made: `path: experiments_root` and `name` may lead anywhere."""
+    with contextlib.suppress(OSError):
+        names = {path.name for path in root.iterdir()}
+        if names and not names & _MADE_BY_RUNS and not any(root.glob("*.log")):
+            raise UserError(
+                f"name: {opt['name']}: {root} is there and no folder of a run ({min(names)} is in "
+                "it); this run would rename it: give it another name"
+            )
 
 
 def _refuse_own_files(opt: dict[str, Any], opt_file: str, root: Path) -> None:

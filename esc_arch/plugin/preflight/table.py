@@ -101,6 +101,12 @@ def folder(value: Any) -> str | None:
     return next(filter(None, map(name, parts)), None)
 
 
+def place(value: Any) -> str | None:
+    """Rule: where a folder may be."""
+    right = isinstance(value, str) and value.strip() and is_plain(value)
+    return None if right else "must be the path of a folder, without control characters"
+
+
 def suffix(value: Any) -> str | None:
     """Rule: what can end the name of a file."""
     return None if type(value) in (int, float) else name(value)
@@ -229,6 +235,7 @@ _GROUPS: tuple[tuple[Rule, str], ...] = (
     (iterations, "train:reset_momentum_iter"),
     (folder, "datasets:*:name"),
     (or_null(suffix), "val:suffix"),
+    (or_null(place), "path:experiments_root"),
     (template, "datasets:*:filename_tmpl"),
     (one_of(None, "cpu", "cuda"), "datasets:*:prefetch_mode"),
     (one_of("stop", "skip"), "datasets:*:on_bad_sample"),

@@ -12,7 +12,7 @@ import secrets
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -104,6 +104,18 @@ def open_resumable(path: str | os.PathLike) -> BinaryIO:
         os.close(descriptor)
         raise OSError(None, "is not a file of its own, and is not written to; remove it")
     return os.fdopen(descriptor, "a+b")
+
+
+def remove_link(path: str | os.PathLike) -> None:
+    """Remove a link, or a second name of a file, where others are about to write through it.
+
+    Args:
+        path: Where they write; need not exist.
+    """
+    with suppress(OSError):
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+            os.unlink(path)
 
 
 def is_of_others(path: str | os.PathLike) -> bool:

@@ -1,5 +1,6 @@
 """Training states from strangers: gone on from, or refused in one line; they set nothing else."""
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -270,3 +271,28 @@ def test_a_pool_of_training_pairs_sets_nothing_but_itself(tmp_path: Path):
     assert iterations(log) == [3, 4] and "No whole pool" not in log
     assert Path("experiments/tiny/models/net_g_4.pth").is_file()
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_links_in_an_experiment_are_not_written_through(
+    plant: Callable[[str, Path], None], write_train_options: WriteOptions
+):
+    options = {"val:save_img": True, "val:val_freq": 2}
+    train(write_train_options(options))
+    Path("precious").write_text("precious")
+    experiment = Path("experiments/tiny")
+    names = ["train.yml", "validation.json", "models/net_g_latest.pth", "models/net_g_6.pth"]
+    names += ["training_states/6.state", "visualization/chelseax2/chelseax2_6.png"]
+    for name in names:
+        (experiment / name).unlink(missing_ok=True)
+        plant(Path("precious").resolve(), experiment / name)
+    train(write_train_options({**options, "train:total_iter": 6}), "--auto_resume")
+    assert Path("precious").read_text() == "precious"
+    for name in names:
+        assert not (experiment / name).is_symlink() and (experiment / name).stat().st_nlink == 1
+
+
+def test_a_run_goes_on_by_the_option_file_in_its_experiment(write_train_options: WriteOptions):
+    train(write_train_options({"train:total_iter": 2}))
+    log = train(Path("experiments/tiny/train.yml"), "--auto_resume", "--force_yml", "val:val_freq=9")
+    assert "Resuming training from epoch: 0, iter: 2" in log

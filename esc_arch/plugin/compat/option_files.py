@@ -15,6 +15,7 @@ import wrapt
 from esc_arch.errors import printable
 from esc_arch.plugin.compat.patching import gpu_count, log, patch, swapped
 from esc_arch.plugin.compat.resumption import resume_state_loading
+from esc_arch.whole_files import remove_link
 
 
 def options_loaded_safely(options: ModuleType) -> None:
@@ -100,6 +101,7 @@ class _LoggingInUtf8(wrapt.ObjectProxy):
 
     def FileHandler(self, filename: str, mode: str = "a", **kwargs: Any) -> Any:  # noqa: N802
         if mode == "w":
+            remove_link(filename)
             open(filename, mode).close()
         # Loading processes may open it, too: each of them writes at the end.
         kwargs.setdefault("encoding", "utf-8")
@@ -142,6 +144,36 @@ def options_without_enough_gpus(options: ModuleType) -> None:
         return wrapper
 
     patch(options, "parse_options", wrap)
+
+
+def links_replaced(module: ModuleType) -> None:
+    """BasicSR writes through links that lie where its files go, in an experiment of a stranger.
+
+    And it fails where the option file is the copy that the experiment has of it.
+
+    Args:
+        module: `basicsr.utils.options` or `basicsr.utils.img_util`.
+    """
+
+    def wrap_copy(copy_opt_file: Callable) -> Callable:
+        def wrapper(opt_file: str, experiments_root: str) -> None:
+            place = os.path.join(experiments_root, os.path.basename(opt_file))
+            if os.path.abspath(place) != os.path.abspath(opt_file):
+                remove_link(place)
+                copy_opt_file(opt_file, experiments_root)
+
+        return wrapper
+
+    def wrap_write(imwrite: Callable) -> Callable:
+        def wrapper(img: Any, file_path: str, *args: Any, **kwargs: Any) -> Any:
+            remove_link(file_path)
+            return imwrite(img, file_path, *args, **kwargs)
+
+        return wrapper
+
+    for name, wrap in (("copy_opt_file", wrap_copy), ("imwrite", wrap_write)):
+        if hasattr(module, name):
+            patch(module, name, wrap)
 
 
 class RunName(str):

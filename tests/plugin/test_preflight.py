@@ -109,6 +109,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"network_g:num_feat": 8.5}, "network_g: cannot be built of"),
     ({"train:optim_g:betas": 0.9}, "train:optim_g:betas: must be a list of 2 numbers"),
     ({"train": [1, 2]}, "train: must be a section, key: value, not [1, 2]"),
+    ({"val:metrics": ""}, "val:metrics: must be a section, key: value, not ''"),
     ({"datasets:train:io_backend": "lmdb"}, "datasets:train:io_backend: must be a section"),
     ({"num_gpu": "all"}, "num_gpu: must be auto or a whole number at least 0, not 'all'"),
     ({"name": "../elsewhere"}, "name: must be text that can name a folder"),

@@ -278,6 +278,7 @@ def test_null_and_numbers_are_taken_where_basicsr_tests_for_truth(
             "datasets:train:gt_size": 32.0,
             "datasets:train:use_hflip": 1,
             "datasets:train:use_rot": 0,
+            "train:perceptual_opt": False,
         }
     )
     options = yaml.safe_load(path.read_text())

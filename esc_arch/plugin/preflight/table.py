@@ -159,7 +159,7 @@ def or_null(rule: Rule) -> Rule:
     """Rule: another rule, or nothing."""
 
     def optional(value: Any) -> str | None:
-        return None if value is None or value == "" else rule(value)
+        return None if value is None or (value == "" and rule is not section) else rule(value)
 
     optional.is_whole = isinstance(rule, Whole)
     return optional
@@ -199,7 +199,8 @@ _GROUPS: tuple[tuple[Rule, str], ...] = (
     (or_null(text), "logger:wandb:project logger:wandb:resume_id"),
     (section, "datasets datasets:* datasets:*:io_backend network_* path logger val:metrics:*"),
     (section, "train train:optim_* train:scheduler"),
-    (or_null(section), "val val:metrics tile val:tile dist_params logger:wandb card train:*_opt"),
+    (or_null(section), "val val:metrics tile val:tile dist_params logger:wandb card"),
+    (or_false(section), "train:*_opt"),
     (anything, "network_*:window_size"),
     (truth, "find_unused_parameters high_order_degradation *gt_usm compile train:compile"),
     (truth, "datasets:*:use_hflip datasets:*:use_rot datasets:*:pin_memory"),

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="+",
         metavar="NAME|PATH",
-        help="checkpoints to offer (default: those that are here)",
+        help="checkpoints to offer, also .onnx (default: those that are here)",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument(
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port {args.port}: must be from 0 to 65535")
-    models = _models(args.models, args.device)
+    models = _models(args)
     with tempfile.TemporaryDirectory(prefix="basicsr-app-") as name:
         # Before Gradio is imported, which would look for news and use a folder that others share.
         os.environ["GRADIO_TEMP_DIR"] = name
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         return _serve(args, models, Path(name))
 
 
-def _models(given: list[str] | None, device: str | None) -> dict[str, int]:
+def _models(args: argparse.Namespace) -> dict[str, int]:
     """What is offered, with the scales.
 
     Raises:
@@ -79,20 +79,15 @@ def _models(given: list[str] | None, device: str | None) -> dict[str, int]:
     from esc_arch.zoo.catalogue import PUBLISHED, shipped
     from esc_arch.zoo.local import find, resolve
 
-    names = given or [*shipped(), *(name for name in PUBLISHED if find(name) is not None)]
+    names = args.models or [*shipped(), *(name for name in PUBLISHED if find(name) is not None)]
     if not names:
         raise UserError("no checkpoint is here; --models NAME names some")
-    files = {name: resolve(name) for name in names}
+    for name in names:
+        resolve(name)
     # Not before: a wrong name need not wait for torch.
-    from esc_arch.inference.load import device_of
-    from esc_arch.zoo.loading import read_checkpoint
+    from esc_arch.inference.load import load
 
-    device_of(device)
-    found = {}
-    for name, file in files.items():
-        network_g = read_checkpoint(file).network_g
-        found[name] = network_g.get("upscaling_factor", network_g.get("scale"))
-    return found
+    return {name: load(name, args.device, args.dtype).scale for name in names}
 
 
 def _serve(args: argparse.Namespace, models: dict[str, int], folder: Path) -> int:

@@ -222,6 +222,7 @@ def _film(args: argparse.Namespace) -> Path | None:
     """
     from esc_arch.errors import UserError, printable
     from esc_arch.films import SUFFIXES
+    from esc_arch.inference.planning import expand
 
     films = [path for path in args.inputs if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     if not films:
@@ -233,7 +234,14 @@ def _film(args: argparse.Namespace) -> Path | None:
     for name in ("format", "keep_suffix", "compare", "strip", "page", "shard", "devices"):
         if getattr(args, name):
             raise UserError(f"--{name.replace('_', '-')}: is for pictures; this is a film")
-    return films[0]
+    found, problems = expand(films)
+    if problems:
+        raise UserError(*problems)
+    if len(found) > 1:
+        raise UserError(
+            f"{printable(films[0])}: fits {len(found)} films; they are upscaled one at a time"
+        )
+    return found[0][0]
 
 
 def _shard(text: str | None) -> tuple[int, int]:

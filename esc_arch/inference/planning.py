@@ -91,7 +91,7 @@ def plan_jobs(
         UserError: OUT cannot be what it is.
     """
     given = list(inputs)
-    expanded, problems = _expand(given)
+    expanded, problems = expand(given)
     inputs = [path for path, _ in expanded]
     single, kind = _single(inputs, naming)
     encoding = Encoding(kind, quality, strip)
@@ -121,7 +121,7 @@ def plan_jobs(
     return plan
 
 
-def _expand(inputs: list[Path]) -> tuple[list[tuple[Path, Path | None]], list[str]]:
+def expand(inputs: list[Path]) -> tuple[list[tuple[Path, Path | None]], list[str]]:
     """The inputs with patterns replaced by what fits them; a line for each that nothing fits.
 
     Beside each found by a pattern stands the folder before the pattern's first wildcard. What lies

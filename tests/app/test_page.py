@@ -34,7 +34,8 @@ TINY = {
     "num_heads": 2,
     "exp_ratio": 1.25,
 }
-MISSING = [name for name in ("gradio", "selenium") if importlib.util.find_spec(name) is None]
+NEEDED = ("gradio", "selenium", "onnx", "onnxruntime")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 MISSING += [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.slow,
@@ -51,6 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.n
         state = build_on_meta({**TINY, "upscaling_factor": scale}).state_dict()
         params = {name: torch.randn(value.shape) * 0.02 for name, value in state.items()}
         torch.save({"params": params}, folder / f"x{scale}.pth")
+    export = ["export", "onnx", "--model", str(folder / "x3.pth"), "-o", str(folder / "x3.onnx")]
+    assert main(export) == 0
     Image.fromarray(photographs["chelsea"][:60, :90]).save(folder / "cat.png")
     (folder / "text.png").write_text("This is not a picture.")
     (folder / "half.png").write_bytes((folder / "cat.png").read_bytes()[:5000])
@@ -78,7 +81,7 @@ def large_png(side: int) -> bytes:
 def server(folder: Path) -> Iterator[tuple[int, Path]]:
     """The port, and the folder for temporary files of a running `basicsr app`."""
     command = [sys.executable, "-m", "esc_arch.cli", "app", "--port", "0", "--device", "cpu"]
-    command += ["--models", "x2.pth", "x3.pth", "--max-megabytes", "4"]
+    command += ["--models", "x2.pth", "x3.onnx", "--max-megabytes", "4"]
     temporary = folder / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
@@ -216,7 +219,7 @@ def test_another_scale_offers_its_models(browser, folder):
     wait_for(lambda: len(choices()) == 2)
     choices()[1].click()
     model = browser.find_element(By.CSS_SELECTOR, "#model input")
-    wait_for(lambda: model.get_property("value") == "x3.pth")
+    wait_for(lambda: model.get_property("value") == "x3.onnx")
     assert send(browser, folder / "cat.png") == "cat_x3.png: 270 x 180 pixels"
     choices()[0].click()
     wait_for(lambda: model.get_property("value") == "x2.pth")

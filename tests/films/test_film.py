@@ -133,6 +133,8 @@ def test_parts_of_other_options_are_not_gone_on_from(folder):
 @pytest.mark.parametrize(
     "arguments, status, told",
     [
+        (["*.mp4"], 2, "*.mp4: fits 3 films; they are upscaled one at a time"),
+        (["no*.mp4"], 2, "no*.mp4: nothing fits this pattern"),
         (["clip.mp4", "net.pth"], 2, "clip.mp4: films are upscaled one at a time, alone"),
         (["clip.mp4", "--format", "png"], 2, "--format: is for pictures; this is a film"),
         (["clip.mp4", "--codec", "ffv1", "-o", "a.mp4"], 2, "-o a.mp4: ffv1 goes into .mkv"),
@@ -187,7 +189,7 @@ def _damage(name: str, numbers: tuple[int, ...]) -> None:
 def test_damaged_frames_are_left_out_and_told(folder, photographs, capsys):
     make_clip("clip.mkv", photographs["coffee"], list(range(0, 400, 4)), "mjpeg", "yuvj420p")
     _damage("clip.mkv", (0, 30, 60))
-    assert upscale("clip.mkv", "-o", "clip_x2.mkv") == 0
+    assert upscale("cl*.mkv", "-o", "clip_x2.mkv") == 0
     error = capsys.readouterr().err
     assert "clip.mkv: 3 frames are damaged: left out or shown in part\n" in error
     kept = [number * 0.04 for number in range(100) if number not in (0, 30, 60)]

@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"basicsr: {note}", file=sys.stderr)
     settings = Settings(plan.encoding, args.page, args.max_megapixels, args.batch)
     manifest = None
-    if plan.many and upscalers:
+    if plan.to_folder and upscalers:
         manifest = _manifest(args, upscalers[0].scale, plan.folder, part)
     tally = upscale_all(plan, upscalers, settings, manifest, args.overwrite, args.compare)
     print(tally)

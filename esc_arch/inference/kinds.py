@@ -25,7 +25,7 @@ def upscale_tensor(
     if image.layout != torch.strided or image.is_meta:
         raise UserError("a tensor that is sparse or on meta; one that holds all values is needed")
     # What has no such values, `upscale_tensor` refuses itself.
-    if image.is_floating_point() and image.numel():
+    if image.is_floating_point() and image.element_size() > 1 and image.numel():
         low, high = (value.item() for value in image.aminmax())
         _check_range(f"a tensor of {image.dtype}", low, high)
     return upscaler.upscale_tensor(image, watch)
@@ -125,7 +125,7 @@ def upscale_path(
 
     if output is not None and not isinstance(output, (str, os.PathLike)):
         raise UserError(f"output is {output!r}; a path is needed")
-    source = Path(path)
+    source = Path(os.fsdecode(path))
     if not os.fspath(path):
         raise UserError("the path is empty; that of a picture is needed")
     beside = source.parent / f"{source.stem}_x{upscaler.scale}.png"

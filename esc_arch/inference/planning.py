@@ -34,12 +34,12 @@ class Plan:
         notes: Lines on what is left out.
         folder: Where results go.
         encoding: How they are written.
-        many: Whether they are those of a folder, of a pattern or of several inputs.
+        to_folder: Whether results go to a folder, of which a record is kept there.
     """
 
     folder: Path
     encoding: Encoding
-    many: bool = False
+    to_folder: bool = True
     jobs: list[Job] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -90,14 +90,12 @@ def plan_jobs(
     Raises:
         UserError: OUT cannot be what it is.
     """
-    given = list(inputs)
-    expanded, problems = expand(given)
+    expanded, problems = expand(list(inputs))
     inputs = [path for path, _ in expanded]
     single, kind = _single(inputs, naming)
     encoding = Encoding(kind, quality, strip)
     plan = Plan(naming.out.parent if single else naming.out, encoding, problems=problems)
-    several = inputs != given or len(inputs) > 1
-    plan.many = single is None and (several or os.path.isdir(inputs[0]))
+    plan.to_folder = single is None
     named = set()
     for path, base in expanded:
         if base is not None and _is_result(plan, base, path):

@@ -140,7 +140,8 @@ class Upscaler(TileChoice):
         Returns:
             s times as large, from 0 to 1, on `lq`'s device in its dtype.
         """
-        if not lq.is_floating_point() or lq.dim() not in (3, 4) or lq.shape[-3] not in (1, 3):
+        floats = lq.is_floating_point() and lq.element_size() > 1
+        if not floats or lq.dim() not in (3, 4) or lq.shape[-3] not in (1, 3):
             raise UserError(
                 f"a tensor of shape {list(lq.shape)} in {lq.dtype}; floats (B, C, H, W) or "
                 "(C, H, W) are needed, with 1 or 3 channels"

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import esc_arch  # noqa: F401
@@ -59,7 +60,21 @@ def test_existing_results_are_kept_unless_overwritten(folder, model, crop, capsy
     assert Image.open("out/a.png").getextrema() == ((0, 0),) * 3
     assert upscale("a.png", "-o", "out", "--model", model, "--overwrite") == 0
     assert Image.open("out/a.png").getextrema() != ((0, 0),) * 3
-    assert [path.name for path in Path("out").iterdir()] == ["a.png"]
+    assert {path.name for path in Path("out").iterdir()} == {"a.png", ".basicsr-upscaled.jsonl"}
+
+
+def test_a_picture_is_done_anew_by_other_weights_as_in_folders(folder, model, crop, capsys):
+    Image.fromarray(crop).save("a.png")
+    params = torch.load(model)["params"]
+    torch.save({"params": {name: value * 1.5 for name, value in params.items()}}, "other.pth")
+    assert upscale("a.png", "-o", "out", "--model", model) == 0
+    for told in ("done anew: what is there was made by other weights", "kept"):
+        capsys.readouterr()
+        assert upscale("a.png", "-o", "out", "--model", "other.pth") == 0
+        assert f"out/a.png: {told}" in capsys.readouterr().out
+    # Where a file is named nothing is left beside it.
+    assert upscale("a.png", "-o", "b.png", "--model", model) == 0
+    assert Path("b.png").exists() and not list(Path().glob(".basicsr*"))
 
 
 @pytest.mark.parametrize("what", ["newer source", "other size", "no picture", "empty", "half"])

@@ -281,6 +281,7 @@ def test_tensors_images_and_paths_come_back_as_they_went_in(upscaler, folder):
         ("a\0.png", "a.x00.png: .*embedded null"),
         (Path("/"), "/: is a folder; a file is needed"),
         (torch.zeros(3, 4, 4).to_sparse(), "sparse"),
+        (torch.zeros(3, 4, 4).to(torch.float8_e4m3fn), "torch.float8_e4m3fn; floats"),
         (torch.zeros(3, 4, 4, device="meta"), "on meta"),
     ],
 )

@@ -24,7 +24,7 @@ PATCHES: dict[str, tuple[str, ...]] = {
         "option_files.files_in_utf8",
         "option_files.links_replaced",
     ),
-    "basicsr.utils.img_util": ("option_files.links_replaced",),
+    "basicsr.utils.img_util": ("data_loading.pictures_bounded", "option_files.links_replaced"),
     "basicsr.utils.dist_util": ("devices.launchers_without_gpu",),
     "basicsr.utils.file_client": ("data_loading.lmdb_opened_twice",),
     "basicsr.utils.img_process_util": ("devices.blur_of_channels_last_images",),

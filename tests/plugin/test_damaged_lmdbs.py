@@ -1,5 +1,6 @@
 """LMDBs that a copy cut short or a disk changed: read, or refused in one line."""
 
+import io
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import lmdb
 import pytest
 from crafted_lmdbs import mutated, without_end
+from PIL import Image
 
 READ = """
 import sys
@@ -59,6 +61,20 @@ def test_a_truncated_lmdb_is_named(tmp_path: Path, paired_data):
     for copy, message in zip(copies, read_all(copies, paired_data.train_lq), strict=True):
         assert str(copy) in message
         assert message.startswith("datasets: train: ")
+
+
+def test_a_jpeg_of_thousands_of_scans_is_named_and_not_decoded(tmp_path: Path, paired_data):
+    copy = tmp_path / "copy.lmdb"
+    shutil.copytree(paired_data.train_gt, copy)
+    saved = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(saved, "JPEG", progressive=True)
+    content = saved.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    with lmdb.open(str(copy), map_size=1 << 28) as environment, environment.begin(write=True) as to:
+        for key, _ in list(to.cursor()):
+            to.put(key, content[:-2] + 3000 * scan + content[-2:])
+    message = read(copy, paired_data.train_lq)
+    assert re.search(r"key '\w+' of \S+copy.lmdb: has more than 50 scans; save it anew", message)
 
 
 def test_a_changed_bit_in_the_header_of_a_value_is_named(tmp_path: Path, paired_data):

@@ -294,5 +294,7 @@ def test_links_in_an_experiment_are_not_written_through(
 
 def test_a_run_goes_on_by_the_option_file_in_its_experiment(write_train_options: WriteOptions):
     train(write_train_options({"train:total_iter": 2}))
-    log = train(Path("experiments/tiny/train.yml"), "--auto_resume", "--force_yml", "val:val_freq=9")
+    log = train(
+        Path("experiments/tiny/train.yml"), "--auto_resume", "--force_yml", "val:val_freq=9"
+    )
     assert "Resuming training from epoch: 0, iter: 2" in log

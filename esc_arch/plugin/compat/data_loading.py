@@ -1,6 +1,7 @@
 """BasicSR's data loading: spawned processes and LMDBs."""
 
 import copyreg
+import io
 import os
 import threading
 import weakref
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from esc_arch.plugin.compat.patching import patch, swapped
+from esc_arch.prepare.bounds import file_fault
 from esc_arch.prepare.lmdb_look import fault_of_reading, is_whole
 
 
@@ -39,6 +41,24 @@ def _reduce_after_patches(dataset: Any) -> tuple:
 def _call(function: Callable, arguments: tuple) -> Any:
     """Unpickling looks this function up first, and so imports this package first."""
     return function(*arguments)
+
+
+def pictures_bounded(img_util: ModuleType) -> None:
+    """BasicSR decodes whatever an LMDB or a file holds: a JPEG of thousands of scans takes minutes.
+
+    Args:
+        img_util: `basicsr.utils.img_util`.
+    """
+
+    def wrap(imfrombytes: Callable) -> Callable:
+        def wrapper(content: Any, *args: Any, **kwargs: Any) -> Any:
+            if content is not None and (fault := file_fault(io.BytesIO(content))) is not None:
+                raise ValueError(fault)
+            return imfrombytes(content, *args, **kwargs)
+
+        return wrapper
+
+    patch(img_util, "imfrombytes", wrap)
 
 
 def lmdb_opened_twice(file_client: ModuleType) -> None:

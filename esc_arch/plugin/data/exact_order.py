@@ -323,6 +323,8 @@ def _fault(read: Callable[[str, str], bytes | None], path: str, side: str) -> st
         return f"cannot be read: {' '.join(str(error).split())}"
     if content is None:
         return "missing, though the LMDB's meta_info.txt lists it"
+    if (fault := file_fault(io.BytesIO(content))) is not None:
+        return fault
     try:
         image = imfrombytes(content)
     except Exception:

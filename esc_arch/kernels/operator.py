@@ -13,12 +13,14 @@ import wrapt
 from torch import Tensor
 
 from esc_arch.ops.autocast import without_autocast
+from esc_arch.ops.derivatives import refuse_forward_mode
 
 try:
     from torch.library import infer_schema
 except ImportError:  # Before PyTorch 2.5.
     from torch._library.infer_schema import infer_schema
 _state = threading.local()
+_library = torch.library.Library("esc", "FRAGMENT")
 
 
 def are_seen_through() -> bool:
@@ -41,6 +43,7 @@ def operator(
     """Make an operator of a function that changes none of its arguments.
 
     Its fake and gradients are registered by `torch.library.register_fake` and `register_autograd`.
+    It has no derivative in forward mode, and refuses tensors that carry one.
 
     Args:
         name: `namespace::name`.
@@ -59,10 +62,20 @@ def operator(
         schema = infer_schema(function, mutates_args=())
         torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.impl(name, devices, function)
+        namespace, _, short = name.partition("::")
+        overload = getattr(getattr(torch.ops, namespace), short).default
+
+        def checked(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+            refuse_forward_mode(name, *(arg for arg in args if isinstance(arg, Tensor)))
+            with torch._C._AutoDispatchBelowADInplaceOrView():
+                after = keyset & torch._C._after_ADInplaceOrView_keyset
+                return overload.redispatch(after, *args, **kwargs)
+
+        # After autograd, and before torch.func takes what it differentiates out of its wrappers.
+        _library.impl(name, checked, "ADInplaceOrView", with_keyset=True)
         if see_through != "never" and hasattr(torch.library, "wrap_triton"):
             _let_graphs_see(name, function, see_through)
-        namespace, _, short = name.partition("::")
-        return getattr(getattr(torch.ops, namespace), short).default
+        return overload
 
     return define
 

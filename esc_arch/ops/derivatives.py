@@ -36,7 +36,9 @@ def refuse_forward_mode(operator: str, *tensors: Tensor) -> None:
     """
     if forward_ad._current_level < 0:
         return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    # What torch.func has wrapped cannot be asked below autograd.
+    wrapped = torch._C._functorch.is_gradtrackingtensor
+    if any(wrapped(x) or forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(f"{operator} has no derivative in forward mode; its formula has")
 
 

@@ -159,15 +159,6 @@ def test_gradients_where_one_key_takes_all_weight(dtype: torch.dtype, factor: in
         assert (value - right).abs().max() <= 2 * small * largest
 
 
-def test_a_derivative_in_forward_mode_is_refused() -> None:
-    (qkv, table, _), window = make_inputs((1, 1, 16, 4, 4, 4)), 4
-    q, k, v = qkv.chunk(3, dim=1)
-    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
-        dual = torch.autograd.forward_ad.make_dual(q, q)
-        with pytest.raises((NotImplementedError, RuntimeError), match="forward mode"):
-            gpu.triton_window_attention(dual, k, v, table, window)
-
-
 def test_a_query_without_any_finite_score_is_nan_as_in_the_formula() -> None:
     (qkv, table, _), window = make_inputs((1, 1, 16, 4, 4, 4)), 4
     out = by_kernel(*qkv.chunk(3, dim=1), torch.full_like(table, float("-inf")), window)

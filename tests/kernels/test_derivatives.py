@@ -106,17 +106,34 @@ def test_gradients_reach_whatever_alone_requires_them(name):
 
 
 @needs_kernels
-def test_operators_called_by_themselves_refuse_to_lose_a_derivative():
-    from esc_arch.kernels.cpu.fused_conv_ffn import fused_conv_ffn
-
-    weights = list(ConvFFN(16, 3, 2).parameters())
+@pytest.mark.parametrize("grad", [True, False])
+def test_every_operator_called_by_itself_refuses_to_lose_a_derivative(grad):
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("esc::")]
+    assert {"esc::conv_ffn", "esc::conv_ffn_backward", "esc::window_attention"} <= set(names)
     x = torch.randn(1, 16, 4, 4)
-    with torch.no_grad(), forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(
-            (NotImplementedError, RuntimeError), match="in forward mode|forward mode AD"
-        ):
-            fused_conv_ffn(dual, *weights)
+    for name in names:
+        operator = getattr(torch.ops.esc, name.partition("::")[2]).default
+        tensors = [isinstance(a.type, torch.TensorType) for a in operator._schema.arguments]
+        for place, is_tensor in enumerate(tensors):
+            if not is_tensor:
+                continue
+
+            def call(value, operator=operator, tensors=tensors, place=place):
+                args = [x if is_tensor else 4 for is_tensor in tensors]
+                args[place] = value
+                return operator(*args)
+
+            refused = pytest.raises(
+                (NotImplementedError, RuntimeError), match="in forward mode|forward mode AD"
+            )
+            with torch.set_grad_enabled(grad):
+                with forward_ad.dual_level(), refused:
+                    call(forward_ad.make_dual(x, torch.ones_like(x)))
+                for transform in (torch.func.jacfwd(call), torch.vmap(torch.func.jacfwd(call))):
+                    with refused:
+                        transform(x)
+                with refused:
+                    torch.func.jvp(call, (x,), (x,))
 
 
 def test_training_steps_run_the_kernels_forwards_and_backwards():

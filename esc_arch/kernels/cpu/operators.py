@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esc_arch.kernels.cpu.library import MULTIPLE
-from esc_arch.ops.derivatives import gradients_of_formula, refuse_forward_mode
+from esc_arch.ops.derivatives import gradients_of_formula
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Sizes and strides are told to C in 32 or 64 bits; what is larger than this fits no memory.
@@ -27,7 +27,6 @@ def check(
 
     Raises:
         ValueError: It cannot compute these.
-        NotImplementedError: One of them carries a derivative in forward mode.
     """
     first = tensors[0]
     if fault is None and first.dtype not in dtypes:
@@ -44,7 +43,6 @@ def check(
     if fault is not None:
         raise ValueError(f"{operator}: {fault}")
     check_devices(operator, tensors)
-    refuse_forward_mode(operator, *tensors)
 
 
 def check_devices(operator: str, tensors: Sequence[Tensor]) -> None:

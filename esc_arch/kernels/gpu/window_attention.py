@@ -36,7 +36,6 @@ from esc_arch.kernels.gpu.layouts import (
 )
 from esc_arch.kernels.operator import operator
 from esc_arch.ops.attention import attend_in_windows, naive
-from esc_arch.ops.derivatives import refuse_forward_mode
 from esc_arch.ops.faults import attention_fault
 
 LARGEST_WINDOW = 96
@@ -121,7 +120,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: int
         fault = "q, k, v and bias_table are on several devices; they must be on one"
     if fault is not None:
         raise ValueError(f"esc::triton_window_attention: {fault}")
-    refuse_forward_mode("esc::triton_window_attention", q, k, v, bias_table)
 
 
 @operator("esc::triton_window_attention", "cuda", "cpu", see_through=SEEN_THROUGH)

@@ -96,6 +96,7 @@ def compile_attention(
         "ONCE": True,
         "ALIGNED": head_dim % 16 == 0,
         "ACROSS": columns_of_tile(window_size, launch.block_n),
+        "ACROSS_M": columns_of_tile(window_size, launch.block_m),
         "PRECISION": "ieee",
         "SUMS": columns_of_sums(amd),
         "BLOCK_M": launch.block_m,

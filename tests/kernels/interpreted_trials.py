@@ -20,7 +20,7 @@ from esc_arch.archs import ESC
 from esc_arch.archs.layers import ConvFFN
 from esc_arch.errors import UserError
 from esc_arch.kernels import choose
-from esc_arch.kernels.gpu import trials, triton_backend, triton_conv_ffn, window_attention
+from esc_arch.kernels.gpu import launches, trials, triton_backend, triton_conv_ffn, window_attention
 from esc_arch.ops.attention import attend_in_windows, feature_attention, naive
 
 TINY = {"dim": 16, "pdim": 8, "kernel_size": 5, "n_blocks": 1, "conv_blocks": 2}
@@ -196,12 +196,24 @@ def test_a_recording_in_which_kernels_would_be_tried_is_refused_and_not_remember
 def test_a_compiler_that_would_end_the_process_is_not_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trials, "triton_version", lambda: (3, 3))
+    monkeypatch.setattr(trials, "triton_version", lambda: (3, 2))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     device = torch.device("cuda", 0)
-    with pytest.warns(UserWarning, match="attention in bfloat16 cannot run here .*Triton 3.4"):
+    with pytest.warns(UserWarning, match="attention in bfloat16 cannot run here .*Triton 3.3"):
         assert not trials.works("attention", device, torch.bfloat16, False)
     assert not trials._ends_the_process(device, torch.float32)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     assert not trials._ends_the_process(device, torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(trials, "triton_version", lambda: (3, 3))
+    assert not trials._ends_the_process(device, torch.bfloat16)
+
+
+def test_products_have_as_many_columns_as_each_compiler_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for version, columns in (((3, 3), 16), ((3, 4), 16), ((3, 5), 8), ((3, 8), 8)):
+        monkeypatch.setattr(launches, "triton_version", lambda version=version: version)
+        assert launches.columns_of_sums(amd=False) == columns
+        assert launches.columns_of_sums(amd=True) == 16

@@ -29,7 +29,7 @@ def run(*command: object, interpret: bool) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "tests"), [("attention", 52), ("layers", 40), ("trials", 12)])
+@pytest.mark.parametrize(("file", "tests"), [("attention", 52), ("layers", 40), ("trials", 13)])
 def test_interpreted_the_kernels_agree_with_float64(file: str, tests: int) -> None:
     options = ("-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-rs")
     result = run("-m", "pytest", HERE / f"interpreted_{file}.py", *options, interpret=True)
@@ -118,6 +118,29 @@ def test_compiled_ahead_the_gradients_in_float32_do_not_spill(kernel: str, targe
     options = ("--kernels", kernel, "--targets", target, "--dtypes", "fp32")
     result = run(STATIC, *options, interpret=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shapes", "dtype", "kernels", "targets"),
+    [
+        (["16x48"], "bf16", ["queries", "keys"], ["80", "89", "120"]),
+        (["32x32", "64x32"], "bf16", ["forward", "queries", "keys", "bias"], ["120"]),
+        (["64x32"], "fp32", ["forward", "queries", "keys"], ["89"]),
+    ],
+)
+def test_compiled_ahead_other_windows_and_heads_fit_too(
+    shapes: list[str], dtype: str, kernels: list[str], targets: list[str], tmp_path: Path
+) -> None:
+    options = ("--shapes", *shapes, "--dtypes", dtype, "--kernels", *kernels, "--targets", *targets)
+    result = run(STATIC, *options, "--json", tmp_path / "static.json", interpret=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "static.json").read_text())
+    measured = json.loads((BENCHMARKS / "results" / "gpu_static.json").read_text())
+    if dtype == "bf16" and len(targets) == 3 and report["triton"] == measured["triton"]:
+        # The gradient of the bias takes 5.22 more at 8.9.
+        rows = [row for row in report["rows"] if row["target"] == "89" and row["whole"]]
+        assert sum(row["instructions_a_score"] for row in rows) <= 20 - 5.22
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from esc_arch.kernels.gpu.attention_forward import (
     column_places,
     locate,
     pixels_of,
+    pixels_of_program,
     reflected,
     scaled,
     scores_of,
@@ -60,6 +61,7 @@ def queries_pass(
     WHOLE: tl.constexpr,
     ONCE: tl.constexpr,
     ACROSS: tl.constexpr,
+    ACROSS_M: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -79,14 +81,15 @@ def queries_pass(
     block = tl.program_id(1)
     head = tl.program_id(2)
     image, top, left = locate(window, height, width, W)
+    query_rows, query_columns, queries, first_row, first_column = pixels_of_program(
+        block, W, BLOCK_M, ACROSS_M
+    )
     if not WHOLE:
-        if top + block * BLOCK_M // W >= height:
+        if (top + first_row >= height) | (left + first_column >= width):
             return
     base = image.to(tl.int64) * image_stride + head * D
     out_base = image.to(tl.int64) * out_image_stride + head * D
 
-    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    query_rows, query_columns = queries // W, queries % W
     channels = tl.arange(0, D_PADDED)
     real = channels < D
     wanted = (queries < PIXELS) & (top + query_rows < height) & (left + query_columns < width)
@@ -118,7 +121,8 @@ def queries_pass(
         for at in range(0, W if ACROSS else PIXELS, ROWS):
             row, key_rows, key_columns = pixels_of(at, W, BLOCK_N, ACROSS)
             column = part * ACROSS
-            bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+            # In 64 bits, registers would not do.
+            bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W, False)
             columns = column_places(
                 top,
                 left if WHOLE else left + column,
@@ -200,6 +204,7 @@ def keys_pass(
     WHOLE: tl.constexpr,
     ONCE: tl.constexpr,
     ACROSS: tl.constexpr,
+    ACROSS_M: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -223,8 +228,7 @@ def keys_pass(
     out_base = image.to(tl.int64) * out_image_stride + head * D
     sums_ptr += (window.to(tl.int64) * HEADS + head) * (PIXELS * 16)
 
-    keys = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    key_rows, key_columns = keys // W, keys % W
+    key_rows, key_columns, keys, _, _ = pixels_of_program(block, W, BLOCK_M, ACROSS_M)
     channels = tl.arange(0, D_PADDED)
     real = channels < D
     mask = (keys < PIXELS)[:, None] & real[None, :]
@@ -255,7 +259,9 @@ def keys_pass(
         for at in range(0, end, ROWS):
             row, query_rows, query_columns = pixels_of(at, W, BLOCK_N, ACROSS)
             column = part * ACROSS
-            bias_tile = bias_places(key_rows, key_columns, query_rows, query_columns, W)
+            bias_tile = bias_places(
+                key_rows, key_columns, query_rows, query_columns, W, ACROSS_M > 0
+            )
             down, right = top + query_rows, left + query_columns
             query_places = down * row_stride + right * column_stride
             start = base + row * row_stride + column * column_stride

@@ -65,8 +65,33 @@ def pixels_of(at, W: tl.constexpr, COUNT: tl.constexpr, ACROSS: tl.constexpr):
 
 
 @triton.jit
-def bias_places(rows, columns, other_rows, other_columns, W: tl.constexpr):
-    """Where the biases of pixels (rows) with other pixels (columns) lie in `layouts.bias_tiles`."""
+def pixels_of_program(block, W: tl.constexpr, COUNT: tl.constexpr, ACROSS: tl.constexpr):
+    """Rows, columns and numbers of the COUNT pixels of a program; its first row and column.
+
+    They are a tile of ACROSS columns, as in `pixels_of`: places of biases are then sums with
+    constants. Else ACROSS is 0, and they are one after the other.
+    """
+    if ACROSS == 0:
+        first_row, first_column = block * COUNT // W, 0
+        numbers = block * COUNT + tl.arange(0, COUNT)
+        rows, columns = numbers // W, numbers % W
+    else:
+        tiles: tl.constexpr = W // ACROSS
+        first_row, first_column = block // tiles * (COUNT // ACROSS), block % tiles * ACROSS
+        rows = first_row + tl.arange(0, COUNT) // ACROSS
+        columns = first_column + tl.arange(0, COUNT) % ACROSS
+        numbers = rows * W + columns
+    return rows, columns, numbers, first_row, first_column
+
+
+@triton.jit
+def bias_places(rows, columns, other_rows, other_columns, W: tl.constexpr, IN_TILES: tl.constexpr):
+    """Where the biases of pixels (rows) with other pixels (columns) lie in `layouts.bias_tiles`.
+
+    IN_TILES: the pixels are a tile of a window. Compilers see sums with constants in 64 bits alone.
+    """
+    if IN_TILES:
+        rows, columns = rows.to(tl.int64), columns.to(tl.int64)
     places = ((W - 1 - rows) * W + columns) * W
     return places[:, None] + (other_rows * (W * W) + other_columns)[None, :]
 
@@ -117,6 +142,7 @@ def window_attention_forward(
     WHOLE: tl.constexpr,
     ONCE: tl.constexpr,
     ACROSS: tl.constexpr,
+    ACROSS_M: tl.constexpr,
     PRECISION: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -126,8 +152,8 @@ def window_attention_forward(
 
     `bias_ptr` is (heads, 2 W - 1, W, W) in float32, base 2: row distance, query column, key column.
     `log_sums_ptr` is (windows, heads, 2, W * W) in float32: of each query the largest score, and
-    log2 of its sum of exponentials over that; zero where all of the program's queries are below the
-    image. SUMS: equal columns of sums of exponentials, as few as the matrix units make.
+    log2 of its sum of exponentials over that; zero where all of the program's queries are outside
+    of the image. SUMS: equal columns of sums of exponentials, as few as the matrix units make.
     """
     PIXELS: tl.constexpr = W * W
     EVEN_M: tl.constexpr = PIXELS % BLOCK_M == 0
@@ -141,15 +167,16 @@ def window_attention_forward(
     image, top, left = locate(window, height, width, W)
     base = image.to(tl.int64) * image_stride + head * D
 
-    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    query_rows, query_columns, queries, first_row, first_column = pixels_of_program(
+        block, W, BLOCK_M, ACROSS_M
+    )
     log_sums_ptr += (window.to(tl.int64) * HEADS + head) * (2 * PIXELS)
     if not WHOLE:
-        if top + block * BLOCK_M // W >= height:
+        if (top + first_row >= height) | (left + first_column >= width):
             nothing = tl.zeros([BLOCK_M], tl.float32)
             tl.store(log_sums_ptr + queries, nothing, mask=queries < PIXELS)
             tl.store(log_sums_ptr + PIXELS + queries, nothing, mask=queries < PIXELS)
             return
-    query_rows, query_columns = queries // W, queries % W
     channels = tl.arange(0, D_PADDED)
     real = channels < D
     wanted = (queries < PIXELS) & (top + query_rows < height) & (left + query_columns < width)
@@ -174,7 +201,9 @@ def window_attention_forward(
         for at in range(0, W if ACROSS else PIXELS, ROWS):
             row, key_rows, key_columns = pixels_of(at, W, BLOCK_N, ACROSS)
             column = part * ACROSS
-            bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+            bias_tile = bias_places(
+                query_rows, query_columns, key_rows, key_columns, W, ACROSS_M > 0
+            )
             columns = column_places(
                 top,
                 left if WHOLE else left + column,

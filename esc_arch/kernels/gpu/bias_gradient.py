@@ -61,7 +61,7 @@ def bias_pass(
     real = channels < D
 
     inside = (queries < PIXELS)[:, None] & (keys < PIXELS)[None, :]
-    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W)
+    bias_tile = bias_places(query_rows, query_columns, key_rows, key_columns, W, False)
     bias_ptr += head * ((2 * W - 1) * PIXELS)
     bias = tl.load(bias_ptr + bias_tile, mask=inside, other=float("-inf"))
 

@@ -81,7 +81,7 @@ def launch_for(
     if INTERPRETED:
         block_m, block_n, warps, stages = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4, 1
     elif dtype == torch.float32:
-        block_m, block_n, warps, stages = 64, 32, 4, 1
+        block_m, block_n, warps, stages = 64, 32, 8 if wide and not amd else 4, 1
         if kernel == "bias":
             # With AMD's tiles a few registers would go to memory on GPUs of NVIDIA.
             block_m, warps = (32, 8 if rdna else 4) if amd else (64, 8)
@@ -95,14 +95,14 @@ def launch_for(
             warps = 8
         if kernel == "forward" and not wide:
             block_n = 64
-    elif kernel == "forward":
-        block_m, block_n, warps, stages = (128, 64, 8, 2) if wide else (128, 128, 8, 2)
     elif kernel == "bias":
-        block_m, block_n, warps, stages = 64, 64, 4, 1
-    elif kernel == "keys":
-        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 128, 8, 1)
+        block_m, block_n, warps, stages = (64, 64, 4, 1) if head_dim <= 16 else (128, 32, 8, 1)
     else:
-        block_m, block_n, warps, stages = (64, 64, 4, 1) if wide else (128, 64, 4, 1)
+        # The more channels, the less registers are left for scores.
+        columns = 2048 // max(16, power_of_two(head_dim))
+        block_m, block_n, warps, stages = 128, columns, 8, 2 if kernel == "forward" else 1
+        if kernel == "queries" and head_dim <= 32:
+            block_n, warps = 64, 4 if head_dim <= 16 else 8
     return Launch(min(block_m, pixels), min(block_n, pixels), warps, stages)
 
 
@@ -117,7 +117,7 @@ def columns_of_tile(window_size: int, block_n: int) -> int:
 
 def columns_of_sums(amd: bool = ON_AMD) -> int:
     """The least columns of a product: 8 of NVIDIA's matrix units, where Triton knows it."""
-    if amd or not INTERPRETED and triton_version() < (3, 4):
+    if amd or not INTERPRETED and triton_version() < (3, 5):
         return 16
     return 8
 

@@ -97,7 +97,7 @@ def _works(
 
 def _ends_the_process(device: torch.device, dtype: torch.dtype) -> bool:
     """Tell whether Triton would, which cannot be caught: up to 3.2 for Hopper's matrix units."""
-    if device.type != "cuda" or ON_AMD or triton_version() >= (3, 4) or dtype == torch.float32:
+    if device.type != "cuda" or ON_AMD or triton_version() >= (3, 3) or dtype == torch.float32:
         return False
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
@@ -111,7 +111,7 @@ def _fault(
     options: Sequence[tuple[str, int]],
 ) -> str | None:
     if _ends_the_process(device, dtype):
-        return "this GPU needs Triton 3.4 or later"
+        return "this GPU needs Triton 3.3 or later"
     generator = torch.Generator().manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator, dtype=torch.float32)
     inputs = [draw(shape).to(device, dtype) for shape in shapes]

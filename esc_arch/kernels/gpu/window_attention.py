@@ -80,6 +80,7 @@ def _arguments(
         # What completes a side is then less than the image has.
         "ONCE": all(side > -side % window_size for side in (height, width)),
         "ACROSS": columns_of_tile(window_size, cut.block_n),
+        "ACROSS_M": columns_of_tile(window_size, cut.block_m),
         "PRECISION": _precision(q.dtype),
         "BLOCK_M": cut.block_m,
         "BLOCK_N": cut.block_n,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 HELP = "Upscale pictures with a trained network."
 # Formats and codecs without a --quality.
 LOSSLESS = ("png", "tiff", "ffv1")
+_ALONE = "films are upscaled one at a time, alone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +155,7 @@ def _add_films(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Upscale. 0 if every picture is done or was there already, 1 if some could not be."""
+    from esc_arch.errors import printable
     from esc_arch.zoo.local import weights_of
 
     _check(args)
@@ -172,7 +174,10 @@ def run(args: argparse.Namespace) -> int:
         (upscaler,) = _load(args)
         return upscale_one(args, film, upscaler, _made_by(args, upscaler.scale))
     naming = Naming(args.output, args.format, args.suffix, args.keep_suffix)
-    plan = plan_jobs(args.inputs, naming, args.quality, args.strip)
+    films = [path for path in args.inputs if _is_film(path)]
+    pictures = [path for path in args.inputs if path not in films]
+    plan = plan_jobs(pictures, naming, args.quality, args.strip)
+    plan.problems += [f"{printable(film)}: {_ALONE}" for film in films]
     _check_quality(args.quality, plan.encoding.format)
     plan.jobs = shard(plan.jobs, *part)
     upscalers = _load(args) if plan.jobs else []
@@ -214,23 +219,28 @@ def _check_quality(quality: int | None, format: str) -> None:
         raise UserError(f"--quality {quality}: {format} is lossless here, and has none")
 
 
+def _is_film(path: Path) -> bool:
+    from esc_arch.films import SUFFIXES
+
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
 def _film(args: argparse.Namespace) -> Path | None:
-    """The film among the inputs, if there is one.
+    """The film that is to be upscaled; None where there are pictures.
 
     Raises:
-        UserError: There is more beside it, or an option is given that films or pictures have not.
+        UserError: There are several, or an option is given that films or pictures have not.
     """
     from esc_arch.errors import UserError, printable
-    from esc_arch.films import SUFFIXES
     from esc_arch.inference.planning import expand
 
-    films = [path for path in args.inputs if path.suffix.lower() in SUFFIXES and not path.is_dir()]
-    if not films:
+    films = [path for path in args.inputs if _is_film(path)]
+    if not films or len(films) < len(args.inputs):
         if args.codec is not None:
-            raise UserError(f"--codec {args.codec}: no film is among the inputs")
+            raise UserError(f"--codec {args.codec}: is for films; these are pictures")
         return None
-    if len(args.inputs) > 1:
-        raise UserError(f"{printable(films[0])}: films are upscaled one at a time, alone")
+    if len(films) > 1:
+        raise UserError(f"{printable(films[0])}: {_ALONE}")
     for name in ("format", "keep_suffix", "compare", "strip", "page", "shard", "devices"):
         if getattr(args, name):
             raise UserError(f"--{name.replace('_', '-')}: is for pictures; this is a film")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import UNEVEN, av, expected, frames, make_clip, psnr, sound, times, upscale
+from PIL import Image
 
 from esc_arch.films import CODECS
 
@@ -135,11 +136,12 @@ def test_parts_of_other_options_are_not_gone_on_from(folder):
     [
         (["*.mp4"], 2, "*.mp4: fits 3 films; they are upscaled one at a time"),
         (["no*.mp4"], 2, "no*.mp4: nothing fits this pattern"),
-        (["clip.mp4", "net.pth"], 2, "clip.mp4: films are upscaled one at a time, alone"),
+        (["clip.mp4", "sound.mp4"], 2, "clip.mp4: films are upscaled one at a time, alone"),
+        (["clip.mp4", "picture.png"], 1, "clip.mp4: films are upscaled one at a time, alone"),
         (["clip.mp4", "--format", "png"], 2, "--format: is for pictures; this is a film"),
         (["clip.mp4", "--codec", "ffv1", "-o", "a.mp4"], 2, "-o a.mp4: ffv1 goes into .mkv"),
         (["clip.mp4", "--codec", "ffv1", "--quality", "9"], 2, "--quality 9: ffv1 is lossless"),
-        (["net.pth", "--codec", "h264"], 2, "--codec h264: no film is among the inputs"),
+        (["net.pth", "--codec", "h264"], 2, "--codec h264: is for films; these are pictures"),
         (["text.mp4"], 2, "text.mp4: not a film that can be read"),
         (["none.mp4"], 2, "none.mp4: "),
         (["sound.mp4"], 2, "sound.mp4: has no pictures in it"),
@@ -155,7 +157,9 @@ def test_mistakes_are_one_line(arguments, status, told, folder, photographs, cap
         part.sample_rate, part.pts = 22050, 0
         out.mux([*tone.encode(part), *tone.encode(None)])
     before = Path("clip.mp4").read_bytes()
+    Image.new("RGB", (9, 9)).save("picture.png")
     assert upscale(*arguments) == status
+    assert Path("upscaled/picture.png").exists() == ("picture.png" in arguments)
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1, error
     assert Path("clip.mp4").read_bytes() == before

@@ -1,5 +1,6 @@
 """What `basicsr upscale` does with the pictures that were planned, and tells of them."""
 
+import itertools
 import os
 import sys
 import time
@@ -160,6 +161,8 @@ def _to_do(
                 why = manifest.verdict(job) if manifest is not None else None
                 if why is None:
                     why = why_redone(job, scale, page) or True
+                    if isinstance(why, str):
+                        why += _keep_aside(job.target)
             except UserError as error:
                 tally.fail(error)
                 continue
@@ -170,6 +173,23 @@ def _to_do(
             tally.say(f"{printable(job.target)}: done anew: {why}")
         chosen.append(job)
     return chosen
+
+
+def _keep_aside(path: "Path") -> str:
+    """Rename what may be no result but somebody's own; says how, after a reason.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    if not path.stat().st_size:
+        return ""
+    names = (path.with_name(f"{path.name}~{number or ''}") for number in itertools.count())
+    aside = next(name for name in names if not os.path.lexists(name))
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise UserError(f"{printable(path)}: cannot be replaced: {error.strerror}") from None
+    return f"; it is now {printable(aside)}"
 
 
 def _compare(job: "Job", tally: Tally, taken: "Names") -> None:

@@ -38,11 +38,15 @@ def target_of(args: argparse.Namespace, source: Path) -> Path:
 def upscale_one(
     args: argparse.Namespace, source: Path, upscaler: "Upscaler", made_by: dict[str, object]
 ) -> int:
-    """Upscale a film, with a bar of frames. 0 if it is done or was there already."""
+    """Upscale a film, with a bar of frames. 0 if it is done or was there already.
+
+    Raises:
+        UserError: It cannot be read or written, or something else has the result's name.
+    """
     from tqdm import tqdm
 
     try:
-        from esc_arch.films.film import FilmSettings, upscale_film
+        from esc_arch.films.film import FilmSettings, upscale_film, why_not_kept
     except ModuleNotFoundError as error:
         if error.name != "av":
             raise
@@ -50,6 +54,8 @@ def upscale_one(
 
     target = target_of(args, source)
     if target.exists() and not args.overwrite:
+        if why := why_not_kept(source, target, upscaler.scale):
+            raise UserError(f"{printable(target)}: is there, and {why}; --overwrite replaces it")
         print(f"{printable(target)}: kept; --overwrite replaces it")
         return 0
     settings = FilmSettings(args.codec, args.quality or 70, args.batch)

@@ -118,6 +118,28 @@ def upscale_film(
     return notes
 
 
+def why_not_kept(source: Path, target: Path, scale: int) -> str | None:
+    """What shows that a file that is there is not the result of this film, or None.
+
+    Raises:
+        UserError: The source cannot be read.
+    """
+    with _told_of(source):
+        facts = _facts(source)
+    wanted = facts.width * scale, facts.height * scale
+    try:
+        with _told_of(target):
+            found = _facts(target)
+    except UserError:
+        return "no film"
+    # Some codecs take even sides only.
+    if max(abs(found.width - wanted[0]), abs(found.height - wanted[1])) > 1:
+        return f"{found.width} x {found.height}, not {wanted[0]} x {wanted[1]}"
+    if os.stat(source).st_mtime > os.stat(target).st_mtime:
+        return "older than its source"
+    return None
+
+
 @contextmanager
 def _told_of(source: Path) -> Iterator[None]:
     shown = printable(source)

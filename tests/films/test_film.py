@@ -29,6 +29,26 @@ def test_frames_are_those_of_the_pipeline_and_sound_and_timing_stay(folder, phot
     assert "kept" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("what", ["smaller", "older", "no film"])
+def test_what_is_there_is_not_called_the_result_of_another_film(
+    what, folder, photographs, capsys
+):
+    make_clip("clip.mp4", photographs["coffee"], [0, 4])
+    if what == "older":
+        assert upscale("clip.mp4", "-o", "clip_x2.mp4") == 0
+        os.utime("clip_x2.mp4", (1, 1))
+    else:
+        content = {"smaller": Path("clip.mp4").read_bytes(), "no film": b"mine"}[what]
+        Path("clip_x2.mp4").write_bytes(content)
+    before = Path("clip_x2.mp4").read_bytes()
+    assert upscale("clip.mp4", "-o", "clip_x2.mp4") == 2
+    told = {"smaller": "64 x 48, not 128 x 96", "older": "older than its source"}.get(what, what)
+    line = f"clip_x2.mp4: is there, and {told}; --overwrite replaces it"
+    assert line in capsys.readouterr().err
+    assert Path("clip_x2.mp4").read_bytes() == before
+    assert upscale("clip.mp4", "-o", "clip_x2.mp4", "--overwrite") == 0
+
+
 def test_ffv1_is_what_the_pipeline_gives_to_the_bit(folder, photographs):
     make_clip("clip.mkv", photographs["coffee"], [0, 4, 8], sound=False)
     assert upscale("clip.mkv", "-o", "out", "--codec", "ffv1") == 0

@@ -121,6 +121,7 @@ class TrainingRun:
         try:
             with plain_errors():
                 basicsr.train.train_pipeline(root_path)
+            self._save_end()
             if self._model.unsaved is not None:
                 raise UserError(
                     f"the training is done, but its end could not be saved: {self._model.unsaved}; "
@@ -164,6 +165,14 @@ class TrainingRun:
         if world_size > 1:
             torch.distributed.barrier()
         get_root_logger().error(f"The run ends with an error; {self._what_is_saved()}.")
+
+    def _save_end(self) -> None:
+        """Keep the state of the last iteration, too, so that the run can be gone on with or asked
+        for again: BasicSR's last save has weights only."""
+        frequency = self._data.opt["logger"]["save_checkpoint_freq"]
+        trained = self._completed_iter > self._first_iter
+        if trained and self._completed_iter % frequency and self._model.unsaved is None:
+            self._save()
 
     def _save(self) -> None:
         self._model.save(self._data.epoch, self._completed_iter)

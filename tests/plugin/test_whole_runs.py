@@ -52,6 +52,20 @@ def test_the_last_iteration_is_validated_once_and_no_time_is_left_at_it(
         assert re.findall("eta: ([^,]*),", log)[-1] == "0:00:00"
 
 
+def test_a_run_that_is_done_is_not_begun_anew_and_can_be_made_longer(
+    write_train_options: WriteOptions,
+):
+    seldom = {"logger:save_checkpoint_freq": 100}
+    train(write_train_options({**seldom, "train:total_iter": 3}))
+    assert (
+        iterations(train(write_train_options({**seldom, "train:total_iter": 3}), "--auto_resume"))
+        == []
+    )
+    log = train(write_train_options({**seldom, "train:total_iter": 5}), "--auto_resume")
+    assert iterations(log) == [4, 5]
+    assert [path.name for path in Path("experiments").iterdir()] == ["tiny"]
+
+
 def test_a_run_resumed_with_other_batches_and_ratio_goes_on_to_total_iter(
     write_train_options: WriteOptions,
 ):

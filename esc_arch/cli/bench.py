@@ -85,7 +85,7 @@ def _add_models(parser: argparse.ArgumentParser, models: list[str], more: str = 
     text = "number type (default: float32)"
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help=text)
     parser.add_argument("--compile", action="store_true", help="compile every network")
-    text = f"what latency to divide by each other (default: {BASELINE} if there, else the first)"
+    text = f"the model that speedups are over (default: {BASELINE} if it is there, else the first)"
     parser.add_argument("--baseline", metavar="MODEL", help=text)
 
 

@@ -103,8 +103,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--quality",
         type=int,
         metavar="Q",
-        help="1 to 100, of JPEG (default: 95) and WebP (default: 100, lossless), which others "
-        "have not",
+        help="1 to 100, for JPEG (default: 95), WebP (default: 100, lossless) and films "
+        "(default: 70) only",
     )
     files.add_argument(
         "--suffix", default="", metavar="TEXT", help="put behind names, such as _x2: photo_x2.png"

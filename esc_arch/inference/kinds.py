@@ -40,7 +40,10 @@ def upscale_array(upscaler: "Upscaler", image: np.ndarray, watch: "Watch" = iter
         raise UserError(f"an array of shape {image.shape} has no pixels")
     channels = 1 if image.ndim == 2 else image.shape[-1]
     if channels > 4:
-        raise UserError(f"an array of shape {image.shape} has {channels} channels; 1 to 4, last")
+        raise UserError(
+            f"an array of shape {image.shape} has {channels} channels; 1 to 4 are "
+            "taken, in the last dimension: (H, W, C)"
+        )
     kind = image.dtype
     # Of the other byte order, or of more bits than torch has.
     usual = np.dtype(np.float64) if kind == np.longdouble else kind.newbyteorder("=")

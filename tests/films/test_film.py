@@ -30,9 +30,7 @@ def test_frames_are_those_of_the_pipeline_and_sound_and_timing_stay(folder, phot
 
 
 @pytest.mark.parametrize("what", ["smaller", "older", "no film"])
-def test_what_is_there_is_not_called_the_result_of_another_film(
-    what, folder, photographs, capsys
-):
+def test_what_is_there_is_not_called_the_result_of_another_film(what, folder, photographs, capsys):
     make_clip("clip.mp4", photographs["coffee"], [0, 4])
     if what == "older":
         assert upscale("clip.mp4", "-o", "clip_x2.mp4") == 0

@@ -131,6 +131,8 @@ def read_option_file(path: str, errors: list[str]) -> dict[str, Any] | None:
     """Read an option file safely; what is wrong goes to `errors`, and None comes back."""
     if not is_file(path):
         problem = "is not a file" if exists(path) else "no such option file"
+        if path.startswith("options/") and not exists("options"):
+            problem += "; the package's own are in its clone, to be started there"
         errors.append(f"-opt {path}: {problem}")
         return None
     is_other = path.lower().endswith((".toml", ".json"))

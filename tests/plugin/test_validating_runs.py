@@ -108,11 +108,15 @@ def test_a_test_refuses_images_that_would_be_saved_under_one_name(
     }
     changes = {"datasets:test_1": single, "path:pretrain_network_g": None}
     options = write_test_options({**changes, "path:param_key_g": None})
-    Path("results/tiny_test").mkdir(parents=True)
-    Path("results/tiny_test/older.png").write_bytes(b"older")
+    Path("results/tiny_test/visualization").mkdir(parents=True)
+    Path("results/tiny_test/visualization/older.png").write_bytes(b"older")
     said = refused(options, "--random-weights", subcommand="test")
     assert re.search(r"chelseax2\.(bmp|png) would both be saved as chelseax2", said)
-    assert [path.name for path in Path("results").rglob("*")] == ["tiny_test", "older.png"]
+    assert [path.name for path in Path("results").rglob("*")] == [
+        "tiny_test",
+        "visualization",
+        "older.png",
+    ]
     test_of(write_test_options({**changes, "val:save_img": False}), "--random-weights")
 
 

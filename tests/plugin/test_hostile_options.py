@@ -58,6 +58,8 @@ class Place:
             for name in MODULES:
                 code = CANARY.format(str(root / "ran"), f"{folder.name}/{name} ")
                 (folder / f"{name}.py").write_text(code)
+            # A matplotlib that reads it says so.
+            (folder / "matplotlibrc").write_text("nothing: knows this\n")
 
     def listing(self) -> dict[str, object]:
         """Everything below the root but `results/`: kind, size, content."""
@@ -145,6 +147,10 @@ def imports_from_within_a_checkpoint(place: Place) -> dict[str, Any]:
 
 def makes_a_folder_anywhere(place: Place) -> dict[str, Any]:
     return {**weights(place), "path:extra": str(place.root / "made")}
+
+
+def has_an_experiment_anywhere(place: Place) -> dict[str, Any]:
+    return {**weights(place), "path:experiments_root": str(place.root / "made")}
 
 
 def climbs_by_its_name(place: Place) -> dict[str, Any]:
@@ -291,6 +297,7 @@ ATTEMPTS: dict[Callable[..., dict[str, Any]], tuple[str, ...]] = {
     imports_by_memcached: ("memcached is refused",),
     imports_from_within_a_checkpoint: ("memcached is refused",),
     makes_a_folder_anywhere: ("path:extra",),
+    has_an_experiment_anywhere: ("path:experiments_root",),
     climbs_by_its_name: ("name",),
     climbs_by_the_name_of_a_set: ("datasets:test_1:name",),
     lets_an_lmdb_grow: ("writemap: lmdb takes no", "map_size: lmdb takes no", "readonly: lmdb"),

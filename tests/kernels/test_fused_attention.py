@@ -135,6 +135,24 @@ def test_what_is_not_finite_is_not_hidden(value, dtype):
 
 
 @needs_kernels
+@pytest.mark.parametrize("w", [8, 12, 32])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_in_the_table_reaches_all_that_the_formula_says(dtype, value, w):
+    leaves, _ = inputs(1, 2, w, 16)
+    *features, table = (t.detach() for t in leaves)
+    features = [t.to(dtype) for t in features]
+    for place in (0, table.shape[1] // 2, table.shape[1] - 1):
+        changed = table.clone()
+        changed[0, place] = value
+        bad = ~window_attention(*features, changed, w, "Fused").isfinite()
+        formula = ~naive(*(t.float() for t in features), changed, w).isfinite()
+        # The documented exception: where 16 does not divide the side, more of the same head.
+        assert torch.equal(bad, formula) if w % 16 == 0 else bool((bad | ~formula).all())
+        assert not bad[:, 1].any()
+
+
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operators_declare_themselves_to_torch_as_they_are(dtype):
     generator = torch.Generator().manual_seed(0)

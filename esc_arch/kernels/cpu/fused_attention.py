@@ -113,8 +113,9 @@ def window_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Attend within the windows of feature maps.
 
-    NaN and infinities give what the formula gives. Only on AMX scores below -1e30 weigh less than
-    the padding of windows whose side is no multiple of 16.
+    NaN and infinities give what the formula gives, with two exceptions, where a window's side is no
+    multiple of 16: in the bias table they reach more queries of their head, never fewer; and on AMX
+    scores below -1e30 weigh less than the padding.
 
     Args:
         q: Queries (B, heads * D, H, W), not yet scaled, float32 or bfloat16, any strides. Any H and

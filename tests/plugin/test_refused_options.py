@@ -225,6 +225,8 @@ def test_what_has_no_effect_is_warned_of_once_and_trained_without(
         "network_d": VGG_D,
         "train:optim_d": {"type": "Adam", "lr": 1e-4},
         "tile": {"tile_size": 64, "tile_pad": 8},
+        # Nothing that is trained depends on it.
+        "val:lpips_net": "alex.pth",
     }
     metric = {"type": "calculate_psnr", "crop_border": 2, "y_channel": True}
     changes = {**unread, "val:metrics": {"psnr": metric}, "train:total_iter": 1}

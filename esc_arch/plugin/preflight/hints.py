@@ -95,10 +95,10 @@ def is_grave(path: Path, value: Any) -> bool:
     is_loss = any(map(_describes_loss, value if isinstance(value, list) else [value]))
     if is_loss and (key.endswith("_opt") or "losses" in words):
         return True
-    if isinstance(value, str) and value.endswith(_WEIGHTS):
-        return True
     if path[0] != "train" and len(path) > 1:
         return False
+    if isinstance(value, str) and value.endswith(_WEIGHTS):
+        return True
     # Some write `pixel_criterion: l1` and `pixel_weight: 1`, each loss's weight a key of its own.
     is_weight = words & {"weight", "weights"} and type(value) in (int, float)
     return bool(words & {"loss", "losses", "criterion"} or is_weight) and value != 0

@@ -126,6 +126,7 @@ def test_compiled_ahead_the_gradients_in_float32_do_not_spill(kernel: str, targe
     [
         (["16x48"], "bf16", ["queries", "keys"], ["80", "89", "120"]),
         (["32x32", "64x32"], "bf16", ["forward", "queries", "keys", "bias"], ["120"]),
+        (["16x17", "16x24", "16x64"], "bf16", ["queries", "keys"], ["89"]),
         (["64x32"], "fp32", ["forward", "queries", "keys"], ["89"]),
     ],
 )

@@ -103,6 +103,9 @@ def launch_for(
         block_m, block_n, warps, stages = 128, columns, 8, 2 if kernel == "forward" else 1
         if kernel == "queries" and head_dim <= 32:
             block_n, warps = 64, 4 if head_dim <= 16 else 8
+        if kernel != "forward" and not columns_of_tile(window_size, min(block_m, pixels)):
+            # Masks and places of pixels in no rectangle take registers.
+            block_n //= 2
     return Launch(min(block_m, pixels), min(block_n, pixels), warps, stages)
 
 
@@ -111,7 +114,7 @@ def columns_of_tile(window_size: int, block_n: int) -> int:
 
     Tiles of that many fill the window without gaps; 0 where none do.
     """
-    columns = min(window_size & -window_size, block_n)
+    columns = min(window_size & -window_size, block_n, 32)
     return columns if window_size % (block_n // columns) == 0 else 0
 
 

@@ -114,7 +114,8 @@ def columns_of_tile(window_size: int, block_n: int) -> int:
 
     Tiles of that many fill the window without gaps; 0 where none do.
     """
-    columns = min(window_size & -window_size, block_n, 32)
+    # Small tiles of one row would take more registers, as would large ones of short rows.
+    columns = min(window_size & -window_size, block_n, 32 if block_n <= 64 else 64)
     return columns if window_size % (block_n // columns) == 0 else 0
 
 

@@ -6,6 +6,7 @@ are few and come four times. From the root of a clone, with both folders in raw/
     python recipes/rescale_photographs.py
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,20 @@ COPIES = "abcd"
 
 
 def main() -> None:
-    """Write raw/BSDS400_smaller and raw/T91_four_times."""
-    smaller, copies = Path("raw/BSDS400_smaller"), Path("raw/T91_four_times")
+    """Write BSDS400_smaller and T91_four_times."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    text = "folder with BSDS400 and T91, for the two new ones too (default: %(default)s)"
+    parser.add_argument("--raw", type=Path, default=Path("raw"), metavar="DIR", help=text)
+    raw = parser.parse_args().raw
+    smaller, copies = raw / "BSDS400_smaller", raw / "T91_four_times"
     for folder in (smaller, copies):
         folder.mkdir(exist_ok=True)
-    for path in sorted(Path("raw/BSDS400").iterdir()):
+    for path in sorted((raw / "BSDS400").iterdir()):
         pixels = np.array(Image.open(path).convert("RGB"))
         for factor in FACTORS:
             name = f"{path.stem}_{round(100 * factor)}.png"
             Image.fromarray(imresize(pixels, factor)).save(smaller / name)
-    for path in sorted(Path("raw/T91").iterdir()):
+    for path in sorted((raw / "T91").iterdir()):
         image = Image.open(path).convert("RGB")
         if min(image.size) >= SHORTEST_SIDE:
             for copy in COPIES:

@@ -6,6 +6,7 @@ and never followed, a run killed at any moment leaves the older file or the new 
 writing is removed by the next run that writes into the folder.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -104,6 +105,20 @@ def open_resumable(path: str | os.PathLike) -> BinaryIO:
         os.close(descriptor)
         raise OSError(None, "is not a file of its own, and is not written to; remove it")
     return os.fdopen(descriptor, "a+b")
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 of the rest of a file of any size, in hexadecimal."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 16):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file of any size, in hexadecimal."""
+    with open(path, "rb") as file:
+        return sha256_of(file)
 
 
 def remove_link(path: str | os.PathLike) -> None:

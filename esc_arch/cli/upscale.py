@@ -307,7 +307,7 @@ def _manifest(
 
 def _made_by(args: argparse.Namespace, scale: int) -> dict[str, object]:
     """What the pixels of results depend on beside their source."""
-    from esc_arch.prepare.download import file_sha256
+    from esc_arch.whole_files import file_sha256
     from esc_arch.zoo.local import weights_of
 
     path = weights_of(args.model, args.scale)

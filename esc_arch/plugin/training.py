@@ -173,6 +173,8 @@ class TrainingRun:
         trained = self._completed_iter > self._first_iter
         if trained and self._completed_iter % frequency and self._model.unsaved is None:
             self._save()
+            # Said already; the weights are there.
+            self._model.unsaved = None
 
     def _save(self) -> None:
         self._model.save(self._data.epoch, self._completed_iter)

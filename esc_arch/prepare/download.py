@@ -1,6 +1,5 @@
 """Downloads that survive cut connections and are checked before they count."""
 
-import hashlib
 import os
 import queue
 import re
@@ -16,7 +15,7 @@ import urllib3
 from tqdm import tqdm
 
 from esc_arch.errors import UserError, printable
-from esc_arch.whole_files import open_resumable, write_atomically
+from esc_arch.whole_files import file_sha256, open_resumable, sha256_of, write_atomically
 
 # As much as a cut connection may lose.
 _CHUNK = 1 << 16
@@ -127,22 +126,9 @@ def download(
     return digest
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file of any size, in hexadecimal."""
-    with path.open("rb") as file:
-        return _sha256(file)
-
-
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(256)
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _tag_file(partial: Path) -> Path:
@@ -190,7 +176,7 @@ def _fetch(url: str, partial: Path, progress: bool, largest: int, patience: Pati
                         raise UserError(f"{url}: the server sent an empty file")
                     # Of what was written, whatever has become of the name meanwhile.
                     file.seek(0)
-                    return _sha256(file)
+                    return sha256_of(file)
                 except _HOPELESS as error:
                     raise UserError(f"{url}: cannot be downloaded: {printable(error)}") from None
                 except requests.RequestException as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esc_arch.errors import UserError
-from esc_arch.whole_files import write_atomically
+from esc_arch.whole_files import file_sha256, write_atomically
 from esc_arch.zoo import catalogue
 from esc_arch.zoo.catalogue import PRETRAINED_FOLDER, PUBLISHED, SUFFIXES, Published
 
@@ -189,7 +189,7 @@ def check_checksum(path: Path) -> None:
         UserError: They differ.
     """
     expected = _recorded(path)
-    if expected is not None and (found := _sha256(path)) != expected:
+    if expected is not None and (found := file_sha256(path)) != expected:
         raise UserError(
             f"{path}: its sha256 is {found[:12]}..., not {expected[:12]}... as recorded in "
             f"{_record(path).name}: the file is damaged or another one; delete it and download it "
@@ -205,15 +205,9 @@ def other_than_published(path: Path) -> str | None:
     entry = PUBLISHED.get(path.stem)
     if entry is None or entry.sha256 is None or _recorded(path) is not None:
         return None
-    if _sha256(path) == entry.sha256:
+    if file_sha256(path) == entry.sha256:
         return None
     return f"{path}: not the published {entry.name} (its sha256 is another); taken as it is"
-
-
-def _sha256(path: Path) -> str:
-    from esc_arch.prepare.download import file_sha256
-
-    return file_sha256(path)
 
 
 def _record(path: Path) -> Path:

@@ -106,6 +106,10 @@ def test_gradients_reach_whatever_alone_requires_them(name):
 
 
 @needs_kernels
+@pytest.mark.skipif(
+    not hasattr(torch._C, "_any_requires_grad"),
+    reason="this PyTorch refuses once the operator has run, which these arguments do not let it",
+)
 @pytest.mark.parametrize("grad", [True, False])
 def test_every_operator_called_by_itself_refuses_to_lose_a_derivative(grad):
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("esc::")]

@@ -53,8 +53,8 @@ def test_a_test_that_does_not_end_leaves_the_older_results_in_place(
     from basicsr.utils.registry import DATASET_REGISTRY
 
     train(write_train_options())
-    Path("results/tiny_test").mkdir(parents=True)
-    Path("results/tiny_test/older.png").write_bytes(b"older")
+    Path("results/tiny_test/visualization").mkdir(parents=True)
+    Path("results/tiny_test/visualization/older.png").write_bytes(b"older")
     DATASET_REGISTRY._obj_map["EndsWithin"] = EndsWithin
     options = write_test_options(
         {"datasets": {"test_1": {"name": "set", "type": "EndsWithin", "ending": ending}}}
@@ -70,5 +70,6 @@ def test_a_test_that_does_not_end_leaves_the_older_results_in_place(
     if ending == "SIGTERM":
         assert ended.value.code == 143
     assert [path.name for path in Path("results").iterdir()] == ["tiny_test"]
-    assert [path.name for path in Path("results/tiny_test").iterdir()] == ["older.png"]
+    found = [path.name for path in Path("results/tiny_test").rglob("*")]
+    assert found == ["visualization", "older.png"]
     assert signal.getsignal(signal.SIGTERM) is before

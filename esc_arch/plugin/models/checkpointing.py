@@ -96,9 +96,9 @@ class Checkpointing(LoadingSafely, Validating, ExactWarmup):
         except OSError as error:
             reason = error.strerror or str(error)
             self.unsaved = f"{reason}; make room"
-            what, then = f"Iteration {current_iter}", "; training goes on to the next save"
-            if current_iter == -1:
-                what, then = "End of the training", ""
+            what = "End of the training" if current_iter == -1 else f"Iteration {current_iter}"
+            is_end = current_iter in (-1, self.opt["train"]["total_iter"])
+            then = "" if is_end else "; training goes on to the next save"
             logger.error(f"{what} not saved: {reason}. Older checkpoints are untouched{then}.")
             return
         self.unsaved = None

@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite",
         action="store_true",
         help="replace results that exist; else they are kept unless they are of another source, "
-        "other weights or other options",
+        "other weights or other options (films: unless their size or date tells)",
     )
     _add_files(parser)
     _add_films(parser)

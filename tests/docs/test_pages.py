@@ -32,7 +32,7 @@ OF_SHELL = ("status=$?", "if", "then", "fi", "exit")
 RUN = [
     "basicsr upscale photo.jpg",
     "basicsr upscale pictures/ -o larger/",
-    "basicsr upscale photo.jpg --scale 4",
+    "basicsr upscale photo.jpg --scale 4 --suffix _x4",
     "basicsr upscale photo.jpg -o photo_x2.png",
     "basicsr compare upscaled/photo.png --lr photo.jpg",
     "basicsr checkpoints list",

@@ -18,22 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_network import TINY
 
 from esc_arch.app.visitors import Visitors
 from esc_arch.cli.main import main
 from esc_arch.zoo.identify import build_on_meta
 
-TINY = {
-    "type": "ESC",
-    "dim": 16,
-    "pdim": 4,
-    "kernel_size": 5,
-    "n_blocks": 1,
-    "conv_blocks": 1,
-    "window_size": 8,
-    "num_heads": 2,
-    "exp_ratio": 1.25,
-}
 NEEDED = ("gradio", "selenium", "onnx", "onnxruntime")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 MISSING += [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]

@@ -5,31 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_network import TINY
 
 import esc_arch  # noqa: F401
 from esc_arch.inference.upscaler import Upscaler
 from esc_arch.zoo.identify import build_on_meta
 from esc_arch.zoo.loading import load_network
 
-NETWORK = {
-    "type": "ESC",
-    "dim": 16,
-    "pdim": 4,
-    "kernel_size": 5,
-    "n_blocks": 1,
-    "conv_blocks": 1,
-    "window_size": 8,
-    "num_heads": 2,
-    "exp_ratio": 1.25,
-    "upscaling_factor": 2,
-}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny network whose results look like its inputs."""
     torch.manual_seed(0)
-    network = build_on_meta(NETWORK).to_empty(device="cpu")
+    network = build_on_meta(TINY).to_empty(device="cpu")
     params = {name: torch.randn(value.shape) * 0.02 for name, value in network.state_dict().items()}
     path = tmp_path_factory.mktemp("model") / "net.pth"
     torch.save({"params": params, "params_ema": params}, path)

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         side = max(4, min(panels[0].pixels.shape[:2]) // 6)
         crop = (*most_different(panels, side), side)
     content = draw_crops(panels, crop, args.output.suffix.lower().lstrip("."))
+    replaced = ", in place of an older file" if args.output.exists() else ""
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.output, content)
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         print(printable(panel.caption.replace("\n", ": ")))
     if args.reference:
         print(f"PSNR and SSIM on Y, without a border of {border} pixels")
-    print(f"{printable(args.output)}: {crop[2]}x{crop[2]} at {crop[0]}, {crop[1]}")
+    print(f"{printable(args.output)}: {crop[2]}x{crop[2]} at {crop[0]}, {crop[1]}{replaced}")
     return 0
 
 

@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 HELP = "Compute the paper's tables again, as far as weights and images are on the disk."
+FOLDERS = {
+    "data": Path("datasets/benchmarks"),
+    "real": Path("datasets/real"),
+    "weights": Path("experiments/pretrained_models"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path("datasets/benchmarks"),
+        default=FOLDERS["data"],
         metavar="FOLDER",
         help="benchmark sets, SET/HR and SET/LR_bicubic/X2 and so on (default: %(default)s)",
     )
     parser.add_argument(
         "--real",
         type=Path,
-        default=Path("datasets/real"),
+        default=FOLDERS["real"],
         metavar="FOLDER",
         help="photographs without ground truth for ESC_Real_* (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
         type=Path,
-        default=Path("experiments/pretrained_models"),
+        default=FOLDERS["weights"],
         metavar="FOLDER",
         help="checkpoints under their published names (default: %(default)s)",
     )
@@ -62,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
         0; 1 if parameters or FLOPs differ from the paper's; 2 if a test could not be run.
 
     Raises:
-        UserError: A model is unknown, or the folder cannot be written.
+        UserError: A model is unknown, a folder that is named is missing or cannot be written.
     """
     pairs = _pairs(args)  # First: a wrong name is told before torch is imported.
+    _check_folders(args)
     from tqdm import tqdm
 
     from esc_arch.errors import UserError
@@ -106,6 +112,16 @@ def run(args: argparse.Namespace) -> int:
             f"basicsr: {row.model} x{row.scale}: not the size that the paper has", file=sys.stderr
         )
     return 2 if errors else 1 if wrong else 0
+
+
+def _check_folders(args: argparse.Namespace) -> None:
+    """Refuse folders that are named and missing; without the default ones, cells stay empty."""
+    from esc_arch.errors import UserError
+
+    for option, default in FOLDERS.items():
+        folder = getattr(args, option)
+        if folder != default and not folder.is_dir():
+            raise UserError(f"--{option} {folder}: no such folder")
 
 
 def _pairs(args: argparse.Namespace) -> list[tuple[str, int]]:

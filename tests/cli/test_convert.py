@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -165,3 +166,34 @@ def test_safetensors_hold_the_averaged_weights_and_the_metadata(checkpoint, caps
     assert main(["checkpoints", "info", "sub/net.safetensors"]) == 0
     assert "dataset: BSDS400 + T91\n" in capsys.readouterr().out
     assert main(arguments) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounded_weights_take_half_and_the_output_differs_by_what_is_printed(
+    dtype, checkpoint, capsys
+):
+    arguments = ["convert", "safetensors", "net.pth", "-o", "net.safetensors", "--dtype", dtype]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    ema = torch.load(checkpoint, weights_only=True)["params_ema"]
+    tensors = load_file("net.safetensors")
+    assert all(torch.equal(tensors[k], v.to(getattr(torch, dtype))) for k, v in ema.items())
+    assert main(["checkpoints", "verify", "net.safetensors"]) == 0
+    crop = skimage.data.astronaut()[60:188, 160:288] / 255
+    lq = torch.from_numpy(crop).float().permute(2, 0, 1)[None]
+    outputs = [load_network(path)[0](lq) for path in (checkpoint, "net.safetensors")]
+    assert outputs[1].dtype == torch.float32
+    error = (outputs[0].clamp(0, 1) - outputs[1].clamp(0, 1)).abs().max().item()
+    assert 0 < error < 0.01
+    assert f"{dtype}: the output differs by at most {error:.1e} on astronaut" in printed
+
+
+def test_weights_beyond_the_range_of_float16_are_refused(checkpoint, capsys):
+    state = torch.load(checkpoint, weights_only=True)
+    name = next(iter(state["params_ema"]))
+    state["params_ema"][name].view(-1)[0] = 1e5
+    torch.save(state, "net.pth")
+    arguments = ["convert", "safetensors", "net.pth", "-o", "net.safetensors"]
+    assert main([*arguments, "--dtype", "float16"]) == 2
+    assert f"--dtype float16: {name} has values beyond its range" in capsys.readouterr().err
+    assert main([*arguments, "--dtype", "bfloat16"]) == 0

@@ -33,6 +33,15 @@ def test_bicubic_comes_first_and_the_ground_truth_last(pictures, capsys):
     assert [line.partition(":")[0] for line in lines[:4]] == ["bicubic", "a", "b", "ground truth"]
     assert lines[4] == "PSNR and SSIM on Y, without a border of 2 pixels"
     assert cv2.imread("comparison.png").std() > 0
+    assert "older" not in lines[5]
+
+
+def test_an_older_figure_is_said_to_be_replaced(pictures, capsys):
+    for _ in range(2):
+        assert main(["compare", "a.png", "b.png"]) == 0
+    first, second = capsys.readouterr().out.split("comparison.png: ")[1:]
+    assert "older" not in first
+    assert ", in place of an older file" in second
 
 
 def test_psnr_is_that_of_the_definition(pictures):

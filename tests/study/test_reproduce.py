@@ -53,6 +53,15 @@ def read_csv(path):
         return list(csv.reader(file))
 
 
+@pytest.mark.parametrize("option", ["data", "real", "weights"])
+def test_a_folder_that_is_named_and_missing_is_one_line(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    models = ["--models", "ESC_light_BSD", "--scales", "2"]
+    assert main(["reproduce", *models, f"--{option}", "elsewhere"]) == 2
+    assert capsys.readouterr().err == f"basicsr: error: --{option} elsewhere: no such folder\n"
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_figures_are_those_of_basicsr_test(tmp_path, photographs, run_basicsr):
     data, weights = tmp_path / "datasets/benchmarks", tmp_path / "experiments/pretrained_models"

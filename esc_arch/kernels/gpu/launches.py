@@ -47,6 +47,20 @@ class Launch(NamedTuple):
     stages: int
 
 
+# Rows, columns and warps where warps have 32 lanes and matrix units none for float32: for heads of
+# up to 16, 32 and 64 channels.
+_ON_RDNA = {
+    ("forward", "fp32"): ((64, 32, 8), (64, 16, 8), (32, 16, 8)),
+    ("queries", "fp32"): ((32, 16, 4), (32, 16, 4), (16, 16, 8)),
+    ("keys", "fp32"): ((64, 16, 8), (64, 16, 8), (16, 16, 8)),
+    ("bias", "fp32"): ((32, 32, 8), (32, 32, 8), (16, 16, 8)),
+    ("forward", "half"): ((128, 64, 8), (128, 64, 8), (64, 32, 8)),
+    ("queries", "half"): ((128, 32, 4), (128, 32, 8), (64, 16, 4)),
+    ("keys", "half"): ((128, 32, 8), (128, 32, 8), (64, 16, 4)),
+    ("bias", "half"): ((64, 64, 4), (128, 32, 8), (128, 32, 8)),
+}
+
+
 @functools.cache
 def on_rdna() -> bool:
     """Tell whether the GPU is one of AMD's whose warps have 32 lanes, as Radeon RX have."""
@@ -77,32 +91,39 @@ def launch_for(
     """
     rdna = on_rdna() if rdna is None else rdna
     pixels = max(SMALLEST_BLOCK, power_of_two(window_size**2))
-    wide = power_of_two(head_dim) > 32
+    padded = max(16, power_of_two(head_dim))
+    wide = padded > 32
+    stages = 1
     if INTERPRETED:
-        block_m, block_n, warps, stages = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4, 1
+        block_m, block_n, warps = INTERPRETED_BLOCK, INTERPRETED_BLOCK, 4
+    elif rdna:
+        kind = "fp32" if dtype == torch.float32 else "half"
+        block_m, block_n, warps = _ON_RDNA[kernel, kind][padded.bit_length() - 5]
+        if block_m * block_n == 4096 and warps == 4 and (window_size % 32 or head_dim % 16):
+            # Pixels that do not lie in rows of 32, and masks, take registers.
+            block_m //= 2
     elif dtype == torch.float32:
-        block_m, block_n, warps, stages = 64, 32, 8 if wide and not amd else 4, 1
+        block_m, block_n, warps = 64, 32, 8 if wide and not amd else 4
         if kernel == "bias":
             # With AMD's tiles a few registers would go to memory on GPUs of NVIDIA.
-            block_m, warps = (32, 8 if rdna else 4) if amd else (64, 8)
-        elif rdna and kernel == "queries":
-            block_m, block_n = 32, 16
-        elif rdna:
-            block_n, warps = 16 if kernel == "keys" else 32, 8
+            block_m, warps = (32, 4) if amd else (64, 8)
     elif amd and kernel != "bias":
-        block_m, block_n, warps, stages = 64 if wide else 128, 32, 4, 1
-        if rdna and kernel != "queries":
-            warps = 8
+        block_m, block_n, warps = 64 if wide else 128, 32, 4
         if kernel == "forward" and not wide:
             block_n = 64
+    elif kernel == "bias" and (head_dim <= 16 or amd and wide):
+        block_m, block_n, warps = 64, 64, 8 if wide else 4
     elif kernel == "bias":
-        block_m, block_n, warps, stages = (64, 64, 4, 1) if head_dim <= 16 else (128, 32, 8, 1)
+        block_m, block_n, warps = 128, 32, 8
     else:
         # The more channels, the less registers are left for scores.
-        columns = 2048 // max(16, power_of_two(head_dim))
-        block_m, block_n, warps, stages = 128, columns, 8, 2 if kernel == "forward" else 1
-        if kernel == "queries" and head_dim <= 32:
-            block_n, warps = 64, 4 if head_dim <= 16 else 8
+        block_m, block_n, warps = 128, 2048 // padded, 8
+        stages = 2 if kernel == "forward" else 1
+        if kernel == "queries" and head_dim <= 16:
+            # Before Triton 3.5 some of the registers of 64 columns would go to memory.
+            block_n, warps = 64 if triton_version() >= (3, 5) else 32, 4
+        elif kernel == "queries" and head_dim <= 32:
+            block_n = 64
         if kernel != "forward" and not columns_of_tile(window_size, min(block_m, pixels)):
             # Masks and places of pixels in no rectangle take registers.
             block_n //= 2

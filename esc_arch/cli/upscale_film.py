@@ -51,14 +51,26 @@ def upscale_one(
         if error.name != "av":
             raise
         raise UserError("films need PyAV: pip install 'esc-arch[video]'") from None
+    from esc_arch.inference.manifest import Manifest
+    from esc_arch.inference.work import Job
 
     target = target_of(args, source)
-    if target.exists() and not args.overwrite:
-        if why := why_not_kept(source, target, upscaler.scale):
-            raise UserError(f"{printable(target)}: is there, and {why}; --overwrite replaces it")
-        print(f"{printable(target)}: kept; --overwrite replaces it")
-        return 0
     settings = FilmSettings(args.codec, args.quality or 70, args.batch)
+    job, manifest = Job(source, target), None
+    if target != args.output:
+        options = {**made_by, "codec": settings.codec, "quality": settings.quality}
+        manifest = Manifest(target.parent, str(options.pop("model")), options)
+        manifest.begin(job)
+    if target.exists() and not args.overwrite:
+        same = manifest.verdict(job) if manifest is not None else None
+        if same is None and (why := why_not_kept(source, target, upscaler.scale)):
+            raise UserError(f"{printable(target)}: is there, and {why}; --overwrite replaces it")
+        if isinstance(same, str):
+            print(f"{printable(target)}: done anew: {same}")
+        else:
+            known = "" if same else ", whatever weights and options made it"
+            print(f"{printable(target)}: kept{known}; --overwrite replaces it")
+            return 0
     with tqdm(unit="frame", disable=not sys.stderr.isatty()) as bar:
 
         def watch(done: int, count: int) -> None:
@@ -66,6 +78,8 @@ def upscale_one(
             bar.update(done - bar.n)
 
         notes = upscale_film(source, target, upscaler, settings, made_by, watch)
+    if manifest is not None:
+        manifest.done(job)
     for note in notes:
         print(f"basicsr: {note}", file=sys.stderr)
     print(f"{printable(target)}: done")

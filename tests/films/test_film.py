@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from clips import UNEVEN, av, expected, frames, make_clip, psnr, sound, times, upscale
 from PIL import Image
 
@@ -26,7 +28,39 @@ def test_frames_are_those_of_the_pipeline_and_sound_and_timing_stay(folder, phot
     assert sorted(os.listdir()) == ["clip.mp4", "clip_x2.mp4", "net.pth"]
     # It is kept, as results are.
     assert upscale("clip.mp4", "-o", "clip_x2.mp4") == 0
-    assert "kept" in capsys.readouterr().out
+    line = "clip_x2.mp4: kept, whatever weights and options made it; --overwrite replaces it\n"
+    assert capsys.readouterr().out == line
+
+
+def test_in_a_folder_a_film_of_other_weights_options_or_sources_is_done_anew(
+    folder, photographs, capsys
+):
+    make_clip("clip.mp4", photographs["coffee"], [0, 4], sound=False)
+    cv2.imwrite("photo.png", photographs["coffee"][:12, :16])
+    assert upscale("photo.png", "clip.mp4", "-o", "out") == 1  # Not without a word.
+    assert upscale("clip.mp4", "-o", "out") == 0
+    first = Path("out/clip.mp4").read_bytes()
+    capsys.readouterr()
+    assert upscale("clip.mp4", "-o", "out") == 0
+    assert capsys.readouterr().out == "out/clip.mp4: kept; --overwrite replaces it\n"
+    assert upscale("photo.png", "-o", "out") == 0
+    assert "out/photo.png: kept" in capsys.readouterr().out
+
+    state = torch.load("net.pth", weights_only=True)
+    torch.save(
+        {"params": {name: value * 1.5 for name, value in state["params"].items()}}, "net.pth"
+    )
+    assert upscale("clip.mp4", "-o", "out") == 0
+    line = "out/clip.mp4: done anew: what is there was made by other weights\n"
+    assert capsys.readouterr().out.startswith(line)
+    second = Path("out/clip.mp4").read_bytes()
+    assert second != first
+    assert upscale("clip.mp4", "-o", "out", "--quality", "30") == 0
+    assert "done anew: what is there was made with another quality" in capsys.readouterr().out
+    make_clip("clip.mp4", photographs["chelsea"], [0, 4, 8], sound=False)
+    assert upscale("clip.mp4", "-o", "out", "--quality", "30") == 0
+    assert "done anew: the source is another than it was" in capsys.readouterr().out
+    assert len(frames("out/clip.mp4")) == 3
 
 
 @pytest.mark.parametrize("what", ["smaller", "older", "no film"])

@@ -2,8 +2,10 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from esc_arch.ops.chunked import recomputed_in_backward
@@ -32,8 +34,14 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: i
     if q.device.type == "cpu":
         # It refuses tensors that require gradients, even where none are recorded.
         q, k, v, bias_table = (t.detach() for t in (q, k, v, bias_table))
+    head_dim = q.shape[-1]
+    # PyTorch before 2.7 refuses other numbers of channels; on a GPU there must be 16.
+    more = max(16, 1 << (head_dim - 1).bit_length()) - head_dim
+    if more:
+        q, k, v = (F.pad(t, (0, more)) for t in (q, k, v))
     try:
-        return _compiled_flex_attention()(q, k, v, score_mod=add_bias)
+        out = _compiled_flex_attention()(q, k, v, score_mod=add_bias, scale=head_dim**-0.5)
+        return out[..., :head_dim]
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # Compilers fail in too many ways to name.
@@ -52,7 +60,7 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"
     compiled = torch.compile(flex_attention, fullgraph=True)
 
-    def call(*args: Tensor, **kwargs: Callable[..., Tensor]) -> Tensor:
+    def call(*args: Tensor, **kwargs: Any) -> Tensor:
         with dynamo.patch({limit: 256}):
             return compiled(*args, **kwargs)
 

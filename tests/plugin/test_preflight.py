@@ -198,6 +198,18 @@ def test_each_error_names_the_option_and_what_would_be_right(
     assert any(expected in error for error in errors), errors
 
 
+@pytest.mark.parametrize("key", [None, 2, 2.5, True], ids=str)
+@pytest.mark.parametrize("value", [2.0, "None", ""], ids=repr)
+def test_a_key_that_is_no_text_is_named(
+    key: Any, value: Any, write_train_options: WriteOptions
+) -> None:
+    path = write_train_options()
+    options = yaml.safe_load(path.read_text())
+    options["train"][key] = {"lr": value}
+    path.write_text(yaml.safe_dump(options))
+    assert any(f"train:{key}" in error for error in check(path)), check(path)
+
+
 def test_all_errors_are_said_at_once(write_train_options: WriteOptions) -> None:
     errors = check(
         write_train_options(

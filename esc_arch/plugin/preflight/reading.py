@@ -94,7 +94,7 @@ def take_as_meant(options: dict[str, Any]) -> None:
             if getattr(rule_of(path), "is_whole", False):
                 _set(options, path, int(value))
         if value == "None" or (value == "" and path[0] == "path"):
-            rule = rule_of(path) if all(isinstance(key, str) for key in path) else None
+            rule = rule_of(path)
             if rule is not None and rule(None) is None:
                 _set(options, path, None)
 

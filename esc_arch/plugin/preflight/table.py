@@ -316,9 +316,15 @@ DEGRADATION = ("scale", "gt_size", "second_blur_prob", *_NOISE, *(f"{key}2" for 
 
 
 def matches(path: Path, pattern: str) -> bool:
-    """Whether a path fits a pattern, key by key; `*` stands for any text within one key."""
+    """Whether a path fits a pattern, key by key; `*` stands for any text within one key.
+
+    A key that is no text, as YAML's `~` and `2` are none, fits nothing.
+    """
     parts = pattern.split(":")
-    return len(parts) == len(path) and all(map(fnmatch.fnmatchcase, path, parts))
+    return len(parts) == len(path) and all(
+        isinstance(key, str) and fnmatch.fnmatchcase(key, part)
+        for key, part in zip(path, parts, strict=True)
+    )
 
 
 def rule_of(path: Path) -> Rule | None:

@@ -19,7 +19,8 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 
 _choose: Chooser | None = None
 _stand_ins: Mapping[str, Function] = {}
-_replaceable: set[type[nn.Module]] = {nn.Conv2d}
+# No set: before PyTorch 2.14 torch.compile cannot look a class up in one.
+_replaceable: tuple[type[nn.Module], ...] = (nn.Conv2d,)
 
 
 def set_chooser(chooser: Chooser) -> None:
@@ -68,7 +69,8 @@ def fusible(formula: Function) -> Function:
 
 def replaceable(layer: Layer) -> Layer:
     """Let kernels stand for layers of a class: those that are neither wrapped nor listened to."""
-    _replaceable.add(layer)
+    global _replaceable
+    _replaceable += (layer,)
     return layer
 
 

@@ -149,7 +149,7 @@ def are_off() -> bool:
 
 
 def _is_exporting() -> bool:
-    # For long `torch.compiler.is_exporting` said yes in graphs of torch.compile, too.
+    # In PyTorch 2.8 `torch.compiler.is_exporting` says yes in graphs of torch.compile, too.
     return torch.compiler._is_exporting_flag if _tells_exports else torch.compiler.is_compiling()
 
 

@@ -35,7 +35,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor, window_size: i
         # It refuses tensors that require gradients, even where none are recorded.
         q, k, v, bias_table = (t.detach() for t in (q, k, v, bias_table))
     head_dim = q.shape[-1]
-    # PyTorch before 2.7 refuses other numbers of channels; on a GPU there must be 16.
+    # PyTorch 2.6 refuses other numbers of channels; Triton's products take 16 at least.
     more = max(16, 1 << (head_dim - 1).bit_length()) - head_dim
     if more:
         q, k, v = (F.pad(t, (0, more)) for t in (q, k, v))

@@ -19,7 +19,7 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 
 _choose: Chooser | None = None
 _stand_ins: Mapping[str, Function] = {}
-# No set: before PyTorch 2.14 torch.compile cannot look a class up in one.
+# No set: torch.compile of PyTorch 2.8 cannot look a class up in one.
 _replaceable: tuple[type[nn.Module], ...] = (nn.Conv2d,)
 
 

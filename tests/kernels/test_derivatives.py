@@ -151,7 +151,11 @@ def test_an_operator_that_could_run_refuses_to_lose_a_derivative(grad):
         return torch.ops.esc.depthwise_conv.default(value, kernels)
 
     assert call(x).shape == x.shape
-    refused = pytest.raises((NotImplementedError, RuntimeError), match="forward mode|autograd.Func")
+    refused = pytest.raises(NotImplementedError, match="has no derivative in forward mode")
+    if not hasattr(torch._C, "_any_requires_grad"):
+        # PyTorch 2.4 refuses by itself what has gradients.
+        told = "has no derivative in forward mode|autograd.Func"
+        refused = pytest.raises((NotImplementedError, RuntimeError), match=told)
     with torch.set_grad_enabled(grad):
         with forward_ad.dual_level(), refused:
             call(forward_ad.make_dual(x, torch.ones_like(x)))

@@ -99,7 +99,8 @@ def launch_for(
     elif rdna:
         kind = "fp32" if dtype == torch.float32 else "half"
         block_m, block_n, warps = _ON_RDNA[kernel, kind][padded.bit_length() - 5]
-        if block_m * block_n == 4096 and warps == 4 and (window_size % 32 or head_dim % 16):
+        uneven = window_size % 32 or head_dim % 16
+        if uneven and padded == 16 and kind == "half" and kernel in ("queries", "bias"):
             # Pixels that do not lie in rows of 32, and masks, take registers.
             block_m //= 2
     elif dtype == torch.float32:

@@ -72,8 +72,9 @@ NEEDS: dict[str, str] = {
     "at most 64 channels",
 }
 
-# Before PyTorch 2.7 nothing tells an export from torch.compile; both then see formulas.
-_tells_exports = hasattr(torch.compiler, "_is_exporting_flag")
+# Before PyTorch 2.7 nothing tells an export from torch.compile, and 2.7 and 2.8 call both one; they
+# then see formulas.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,6 @@ def switched_off() -> Iterator[None]:
 def are_off() -> bool:
     """Tell whether no kernel may run now, whatever it is given."""
     return _off > 0 or torch.jit.is_tracing() or _is_exporting() or only_formulas_differentiate()
-
-
-def _is_exporting() -> bool:
-    # In PyTorch 2.8 `torch.compiler.is_exporting` says yes in graphs of torch.compile, too.
-    return torch.compiler._is_exporting_flag if _tells_exports else torch.compiler.is_compiling()
 
 
 def choose(operation: str, args: tuple[Any, ...]) -> Callable[[], Tensor] | None:

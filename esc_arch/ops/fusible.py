@@ -19,8 +19,7 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 
 _choose: Chooser | None = None
 _stand_ins: Mapping[str, Function] = {}
-# No set: torch.compile of PyTorch 2.8 cannot look a class up in one.
-_replaceable: tuple[type[nn.Module], ...] = (nn.Conv2d,)
+_replaceable: set[type[nn.Module]] = {nn.Conv2d}
 
 
 def set_chooser(chooser: Chooser) -> None:
@@ -69,8 +68,7 @@ def fusible(formula: Function) -> Function:
 
 def replaceable(layer: Layer) -> Layer:
     """Let kernels stand for layers of a class: those that are neither wrapped nor listened to."""
-    global _replaceable
-    _replaceable += (layer,)
+    _replaceable.add(layer)
     return layer
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func
 from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
-from kernel_checks import kernels_called
+from kernel_checks import kernels_called, tells_exports  # noqa: F401
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils.flop_counter import FlopCounterMode
@@ -254,9 +254,7 @@ def test_torchs_counter_counts_the_kernels_as_their_formulas() -> None:
         assert backward == 2 * forward > 0
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch compiles formulas"
-)
+@pytest.mark.skipif("not tells_exports()", reason="this PyTorch compiles formulas")
 def test_compiled_training_with_autocast_keeps_the_kernels_in_one_graph_for_all_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,6 +1,7 @@
 """What the tests of the CPU kernels share."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -13,6 +14,18 @@ from esc_arch.kernels.cpu import library as cpu_kernels
 needs_kernels = pytest.mark.skipif(
     not cpu_kernels.is_built(), reason="installed without a C++ compiler"
 )
+
+
+@functools.cache
+def tells_exports() -> bool:
+    """Whether graphs of torch.compile are told from exports; where not, both see formulas.
+
+    PyTorch 2.7 and 2.8 call both exports, those before have no name for it.
+    """
+    if not hasattr(torch.compiler, "is_exporting"):
+        return False
+    asked = torch.compile(lambda x: x + int(torch.compiler.is_exporting()), backend="eager")
+    return asked(torch.zeros(())).item() == 0
 
 
 def force(monkeypatch: pytest.MonkeyPatch, width: int, threads: int) -> None:

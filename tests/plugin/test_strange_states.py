@@ -180,11 +180,15 @@ def test_moments_that_share_memory_are_told_apart(write_train_options: WriteOpti
     assert one.data_ptr() != other.data_ptr() and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("kind", ["NAdam", "Adafactor", "Rprop", "ASGD", "RMSprop", "SGD"])
+@pytest.mark.parametrize(
+    "kind", ["NAdam", "Adafactor", "Rprop", "ASGD", "RMSprop", "SGD", "pytorch_optimizer.SOAP"]
+)
 def test_honest_states_of_any_optimizer_are_gone_on_from(
     kind: str, write_train_options: WriteOptions
 ):
-    if not hasattr(torch.optim, kind):
+    if "." in kind:
+        pytest.importorskip("pytorch_optimizer")
+    elif not hasattr(torch.optim, kind):
         pytest.skip(f"this PyTorch has no {kind}")
     options = {"train:optim_g": {"type": kind, "lr": 1e-3}}
     train(write_train_options(options))

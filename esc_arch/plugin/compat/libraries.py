@@ -27,9 +27,9 @@ def optimizers_beyond_adam(base_model: ModuleType) -> None:
 
     def wrap(_: Callable) -> Callable:
         def get_optimizer(self: Any, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Any:
-            from esc_arch.plugin.models.optimizers import any_torch_optimizer
+            from esc_arch.plugin.models.optimizers import any_optimizer
 
-            return any_torch_optimizer(optim_type, params, lr, **kwargs)
+            return any_optimizer(optim_type, params, lr, **kwargs)
 
         return get_optimizer
 

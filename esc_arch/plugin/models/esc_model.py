@@ -14,7 +14,7 @@ from esc_arch.errors import UserError
 from esc_arch.kernels.cpu.library import note_on_bfloat16
 from esc_arch.plugin.models.checkpointing import Checkpointing
 from esc_arch.plugin.models.finite_steps import FiniteSteps
-from esc_arch.plugin.models.optimizers import any_torch_optimizer
+from esc_arch.plugin.models.optimizers import any_optimizer
 from esc_arch.plugin.models.padded import PaddedEvaluation
 from esc_arch.plugin.models.pretrained import AveragedWeights
 from esc_arch.plugin.models.steps import StepOptions
@@ -40,7 +40,8 @@ class ESCModel(AveragedWeights, Checkpointing, StepOptions, FiniteSteps, PaddedE
     - `train: grad_clip`, `gradient_clip` and `reset_momentum_iter`, see `StepOptions`.
     - `train: max_bad_steps`: a step whose loss or gradient is not finite is left out; after this
       many in a row (default 20) the run ends and says so.
-    - `train: optim_g: type`: any optimizer of torch.optim.
+    - `train: optim_g: type`: any optimizer of torch.optim, or, as `pytorch_optimizer.NAME`, of
+      that package.
     - `train: accumulate_steps: n`: the images of an iteration are taken in n parts, one after the
       other; `batch_size_per_gpu` is that of a part. The gradients are those of the whole.
     - `train: wave_opt`: a further loss between output and GT, logged as `l_wave`.
@@ -106,8 +107,8 @@ class ESCModel(AveragedWeights, Checkpointing, StepOptions, FiniteSteps, PaddedE
     def get_optimizer(
         self, optim_type: str, params: Any, lr: float, **kwargs: Any
     ) -> torch.optim.Optimizer:
-        """Build any optimizer of torch.optim by its name, see `any_torch_optimizer`."""
-        return any_torch_optimizer(optim_type, params, lr, **kwargs)
+        """Build any optimizer by its name, see `any_optimizer`."""
+        return any_optimizer(optim_type, params, lr, **kwargs)
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Do one training step on the batch that `feed_data` took.

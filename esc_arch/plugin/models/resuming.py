@@ -102,6 +102,11 @@ def fitting_optimizer_state(
             twin = _twin(optimizer, used["params"], fitted)
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is damaged: {printable(error)}; {_ANOTHER}") from None
+        # What its first step has put into the group, such as a count of steps.
+        made = twin.param_groups[0]
+        counted = {key: group[key] for key in made if key in group and key not in own}
+        _require_alike(counted, made, where, _is_alike)
+        fitted |= counted
         for state, parameter, stand_in in zip(
             found, used["params"], twin.param_groups[0]["params"], strict=True
         ):
@@ -162,6 +167,8 @@ def _moment(value: Any, parameter: torch.Tensor, name: str, where: str) -> Any:
 
     C code goes through both from their beginning to their end, and writes to all of it.
     """
+    if isinstance(value, list):
+        return [_moment(each, parameter, name, where) for each in value]
     if not isinstance(value, torch.Tensor):
         return value
     check_plain(value, f"{where}: '{printable(name)}'")
@@ -226,6 +233,8 @@ def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
 def _shape(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
+    if isinstance(value, list):
+        return [_shape(each) for each in value]
     return () if isinstance(value, bool) or _is_number(value) else type(value).__name__
 
 

@@ -50,6 +50,10 @@ class StepOptions:
         if current_iter not in self.momentum_resets:
             return
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                # Some count for all parameters of a group.
+                if "step" in group:
+                    group["step"] = 0
             for state in optimizer.state.values():
                 for value in state.values():
                     if isinstance(value, Tensor):

@@ -5,10 +5,11 @@ import inspect
 import re
 from typing import Any
 
-import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from esc_arch.errors import UserError
+from esc_arch.plugin.models.optimizers import optimizer_class
 from esc_arch.plugin.preflight.known import keys_read, parameters_of
 from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import homes_of, loop_keys, rule_of
@@ -66,8 +67,10 @@ def _is_read_there(report: Report, home: str, key: str, reader: type | None) -> 
     """Whether a key is surely read in a section: by the loop, the model, or what is called."""
     section = tuple(home.split(":")) if home else ()
     if home == "train:optim_*":
-        optimizer = getattr(torch.optim, str(report.get("train", "optim_g", "type")), None)
-        described = parameters_of(optimizer) if inspect.isclass(optimizer) else None
+        try:
+            described = parameters_of(optimizer_class(report.get("train", "optim_g", "type")))
+        except UserError:
+            return False
         return described is not None and key in described[0]
     if key in loop_keys(section) or home == "val:metrics:*":
         return True

@@ -1,17 +1,25 @@
 """Optimizers and schedulers: that they exist, take their options, and last as long as the run."""
 
+import inspect
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import basicsr.models.lr_scheduler
 import torch
 from basicsr.models.base_model import BaseModel
 
-from esc_arch.errors import nearest_first
-from esc_arch.plugin.models.optimizers import optimizer_names
+from esc_arch.errors import UserError, nearest_first
+from esc_arch.plugin.models.optimizers import (
+    LIBRARY,
+    hint_of_library,
+    optimizer_class,
+    optimizer_names,
+)
 from esc_arch.plugin.preflight.build import failure
 from esc_arch.plugin.preflight.known import words_of
 from esc_arch.plugin.preflight.registered import check_keywords, is_built_by, without
-from esc_arch.plugin.preflight.report import Report
+from esc_arch.plugin.preflight.report import Path, Report
 from esc_arch.plugin.preflight.table import is_number
 from esc_arch.plugin.preflight.wording import meant_type, one_line, show
 
@@ -28,21 +36,45 @@ def check_optimizers(report: Report, model: type | None) -> None:
         if not isinstance(name, str):
             continue
         names = optimizer_names()
+        is_of_library = name.startswith(f"{LIBRARY}.")
         if name not in names and is_built_by(model, name):
             continue
-        if name not in names:
+        if name not in names and not is_of_library:
             hint = meant_type(name, names) or f"; {nearest_first(name, names)}"
+            hint += hint_of_library(name)
             report.error((*path, "type"), f"no optimizer {show(name)} in torch.optim{hint}")
             continue
-        optimizer = getattr(torch.optim, name)
+        try:
+            optimizer = optimizer_class(name)
+        except UserError as error:
+            report.error((*path, "type"), one_line(error))
+            continue
         check_keywords(report, path, optimizer, skip=1)
+        _check_betas(report, (*path, "betas"), optimizer)
         if "lr" not in value:
             report.error((*path, "lr"), "missing; it is the learning rate")
         if report.is_wrong(path):
             continue
-        parameters = [torch.zeros(1, requires_grad=True)]
+        parameters = [torch.zeros(2, 2, requires_grad=True)]
         if error := failure(optimizer, parameters, **without(value, "type")):
             report.error(path, f"{name} does not take these values: {one_line(error)}")
+        elif is_of_library and (error := failure(_step, optimizer, without(value, "type"))):
+            report.error((*path, "type"), f"BasicSR's loop cannot use it: {one_line(error)}")
+
+
+def _check_betas(report: Report, path: Path, optimizer: type[torch.optim.Optimizer]) -> None:
+    """Check that there are as many as the optimizer takes, which it may find at its first step."""
+    betas, parameter = report.get(*path), inspect.signature(optimizer).parameters.get("betas")
+    ours = parameter.default if parameter else None
+    if isinstance(betas, list | tuple) and isinstance(ours, tuple) and len(betas) != len(ours):
+        report.error(path, f"must be a list of {len(ours)} numbers, not {show(betas)}")
+
+
+def _step(optimizer: type[torch.optim.Optimizer], options: Mapping[str, Any]) -> None:
+    """Make a step as BasicSR does: without a loss to evaluate again, or a graph of gradients."""
+    parameter = torch.zeros(2, 2, requires_grad=True)
+    parameter.grad = torch.ones(2, 2)
+    optimizer([parameter], **options).step()
 
 
 def check_scheduler(report: Report, model: type | None) -> None:

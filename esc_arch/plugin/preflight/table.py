@@ -230,7 +230,7 @@ _GROUPS: tuple[tuple[Rule, str], ...] = (
     (list_of(number(0)), "datasets:*:kernel_prob* train:scheduler:restart_weights"),
     (list_of(one_of(*_KERNELS), what=f"kernels: {', '.join(_KERNELS)}"), "datasets:*:kernel_list*"),
     (or_null(list_of(number())), "datasets:*:mean datasets:*:std"),
-    (list_of(number(0, 1 - 2**-53), 2, "numbers from 0 to below 1"), "train:optim_*:betas"),
+    (list_of(number(0, 1 - 2**-53), what="numbers from 0 to below 1"), "train:optim_*:betas"),
     (list_of(Whole(0), what="iterations"), "train:scheduler:milestones train:scheduler:restarts"),
     (list_of(Whole(1), what="iterations"), "train:scheduler:periods"),
     (iterations, "train:reset_momentum_iter"),

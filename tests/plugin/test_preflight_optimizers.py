@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from preflight_checks import WriteOptions, find, only_error
 
 SOAP = {"type": "pytorch_optimizer.SOAP", "lr": 1e-3, "betas": [0.9, 0.99]}
@@ -54,3 +55,9 @@ def test_what_basicsr_cannot_use_is_refused_in_one_line(
     options: dict[str, Any], expected: str, write: Any
 ) -> None:
     assert expected in only_error(write({"type": SOAP["type"], "lr": 1e-3, **options}))
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_one_for_matrices_alone_is_refused(write_train_options: WriteOptions) -> None:
+    path = write_train_options({"train:optim_g": {"type": "Muon", "lr": 1e-3}})
+    assert "train:optim_g: Muon does not take these values" in only_error(path)

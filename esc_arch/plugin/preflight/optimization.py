@@ -55,7 +55,7 @@ def check_optimizers(report: Report, model: type | None) -> None:
             report.error((*path, "lr"), "missing; it is the learning rate")
         if report.is_wrong(path):
             continue
-        parameters = [torch.zeros(2, 2, requires_grad=True)]
+        parameters = [torch.zeros(1, requires_grad=True)]
         if error := failure(optimizer, parameters, **without(value, "type")):
             report.error(path, f"{name} does not take these values: {one_line(error)}")
         elif is_of_library and (error := failure(_step, optimizer, without(value, "type"))):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
+from interpreter import launched_as_on_gpus, products_as_on_gpus  # noqa: F401
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
+from interpreter import launched_as_on_gpus, products_as_on_gpus  # noqa: F401
 from kernel_checks import kernels_called, tells_exports  # noqa: F401
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd

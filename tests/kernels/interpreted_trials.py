@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import launched_as_on_gpus, products_of_bfloat16  # noqa: F401
+from interpreter import launched_as_on_gpus, products_as_on_gpus  # noqa: F401
 from kernel_checks import kernels_called
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint

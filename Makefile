@@ -57,9 +57,9 @@ test-sanitizers: $(VENV)/.installed-test
 		build_ext --debug --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	grep -q __asan_report_load $(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	ESC_CPU_KERNELS=$$(echo $(CURDIR)/$(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so) \
-		$(BIN)/python -m pytest -m "not slow" tests/kernels --ignore tests/kernels/test_builds.py \
+		$(PYTEST) -m "not slow" tests/kernels --ignore tests/kernels/test_builds.py \
 		--ignore tests/kernels/test_compiled_graphs.py
 
 lint: $(VENV)/.installed-test

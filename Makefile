@@ -45,7 +45,8 @@ test-pythons: $(if $(PYTHONS),wheel)
 	done
 
 # The kernels under AddressSanitizer and UBSan, which end a test at the first bad access. What torch's
-# compiler makes of GPU kernels has none of them in it, and torch aborts under AddressSanitizer as it traces.
+# compiler makes of GPU kernels has none of them in it, and torch aborts under AddressSanitizer as it traces;
+# test_choose.py asks which kernels run, which takes minutes of tracing.
 # setuptools compiles C++ by CXXFLAGS, older ones by CFLAGS; grep fails where neither did.
 SANITIZED := build/sanitized
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -60,7 +61,7 @@ test-sanitizers: $(VENV)/.installed-test
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	ESC_CPU_KERNELS=$$(echo $(CURDIR)/$(SANITIZED)/esc_arch/kernels/cpu/_cpu_kernels*.so) \
 		$(PYTEST) -m "not slow" tests/kernels --ignore tests/kernels/test_builds.py \
-		--ignore tests/kernels/test_compiled_graphs.py
+		--ignore tests/kernels/test_compiled_graphs.py --ignore tests/kernels/test_choose.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

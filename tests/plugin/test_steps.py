@@ -97,6 +97,26 @@ def test_moments_of_every_model_go_back_to_zero(name: str) -> None:
     assert counts == [1, 2, 1, 1, 2]
 
 
+@pytest.mark.parametrize("model", ["ESCModel", "SRModel"])
+@pytest.mark.parametrize("optimizer", ["Adagrad", "ASGD", "NAdam", "RAdam", "Rprop", "SGD"])
+def test_optimizers_whose_states_begin_with_no_zeros_begin_anew(model: str, optimizer: str) -> None:
+    # NAdam's product of momenta begins at 1, Rprop's step sizes at the rate, Adagrad's sums where
+    # its option says.
+    more = {"Adagrad": {"initial_accumulator_value": 0.1}, "SGD": {"momentum": 0.9}}
+    settings = {"type": optimizer, "lr": 1e-3, **more.get(optimizer, {})}
+    fresh, other = build(model, settings), build(model, settings)
+    reset = build(model, settings, reset_momentum_iter=3)
+    for each in (other, reset):
+        step(each, 1)
+        step(each, 2)
+    fresh.net_g.load_state_dict(reset.net_g.state_dict())
+    for current_iter in (3, 4):
+        for each in (fresh, other, reset):
+            step(each, current_iter)
+    torch.testing.assert_close(weights(reset), weights(fresh), rtol=0, atol=0)
+    assert not torch.equal(weights(reset), weights(other))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("option", ["gradient_clip", "grad_clip"])
 def test_a_norm_that_cannot_be_is_refused_by_every_model(name: str, option: str) -> None:

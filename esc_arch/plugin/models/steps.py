@@ -1,10 +1,10 @@
 """What the options do to gradients and moments before a training step."""
 
+import copy
 import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from esc_arch.errors import UserError
 
@@ -19,9 +19,15 @@ class StepOptions:
       scaled down. `train: use_grad_clip: true`, as Restormer and NAFNet spell it, means 0.01.
     - `train: gradient_clip: v`, of the authors' files: as `grad_clip: v`, and half of it after
       iteration 50,000.
-    - `train: reset_momentum_iter`: before this iteration, or each of these, the optimizers'
-      moments and step counts go back to zero.
+    - `train: reset_momentum_iter`: before this iteration, or each of these, what the optimizers
+      remember of earlier steps (moments, step counts, step sizes) is as at the start.
     """
+
+    def setup_optimizers(self) -> None:
+        """Set up the optimizers, and keep what they begin with."""
+        super().setup_optimizers()
+        # Nothing for most; Adagrad begins with sums.
+        self._first_states = [copy.deepcopy(_by_place(each)) for each in self.optimizers]
 
     def read_step_options(self) -> None:
         """Read them.
@@ -46,18 +52,26 @@ class StepOptions:
         return self.gradient_clip / 2 if current_iter > GRADIENT_CLIP_HALVED else self.gradient_clip
 
     def reset_momentum_if_due(self, current_iter: int) -> None:
-        """Set the optimizers' moments and step counts back to zero where the options say so."""
+        """Let the optimizers begin anew where the options say so; learning rates stay."""
         if current_iter not in self.momentum_resets:
             return
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
+        for optimizer, first_states in zip(self.optimizers, self._first_states, strict=True):
+            optimizer.state.clear()
+            for group, states in zip(optimizer.param_groups, first_states, strict=True):
                 # Some count for all parameters of a group.
                 if "step" in group:
                     group["step"] = 0
-            for state in optimizer.state.values():
-                for value in state.values():
-                    if isinstance(value, Tensor):
-                        value.zero_()
+                for parameter, state in zip(group["params"], states, strict=True):
+                    if state:
+                        optimizer.state[parameter] = copy.deepcopy(state)
+
+
+def _by_place(optimizer: torch.optim.Optimizer) -> list[list[dict[str, Any]]]:
+    # States by group and place in it: parameters, which are the keys, are not to be copied.
+    return [
+        [optimizer.state.get(each, {}) for each in group["params"]]
+        for group in optimizer.param_groups
+    ]
 
 
 def _norm(name: str, value: Any) -> float | None:

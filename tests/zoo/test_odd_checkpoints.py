@@ -309,7 +309,10 @@ def test_other_tensors_than_plain_ones_are_refused(folder, params):
     others = (torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(), nested, quantized)
     for value in (*others, torch.zeros(3, dtype=torch.complex64)):
         torch.save({"params": {**params, "last.bias": value}}, "net.pth")
-        assert "'last.bias'" in refusal("net.pth")
+        told = refusal("net.pth")
+        # From 2.15 on PyTorch itself reads no nested ones.
+        by_torch = value is nested and "_rebuild_nested_tensor'" in told
+        assert "'last.bias'" in told or (by_torch and "plain tensors" in told)
     torch.save({"params": {**params, "last.bias": torch.empty(3, device="meta")}}, "net.pth")
     refusal("net.pth")
 

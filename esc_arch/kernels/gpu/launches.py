@@ -108,6 +108,9 @@ def launch_for(
         if kernel == "bias":
             # With AMD's tiles a few registers would go to memory on GPUs of NVIDIA.
             block_m, warps = (32, 4) if amd else (64, 8)
+        elif kernel == "keys" and wide and not amd:
+            # With Triton 3.9, 32 would move 237 registers where images do not fill their windows.
+            block_n = 16
     elif amd and kernel != "bias":
         block_m, block_n, warps = 64 if wide else 128, 32, 4
         if kernel == "forward" and not wide:
@@ -128,6 +131,8 @@ def launch_for(
         if kernel != "forward" and not columns_of_tile(window_size, min(block_m, pixels)):
             # Masks and places of pixels in no rectangle take registers.
             block_n //= 2
+            if kernel == "keys" and head_dim <= 16:
+                block_m, warps = 64, 4
     return Launch(min(block_m, pixels), min(block_n, pixels), warps, stages)
 
 

@@ -6,6 +6,7 @@ FOLDER is docs/ by default. Needs scikit-image for the photograph, and for the p
 selenium, chromium and chromedriver.
 """
 
+import io
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ def main() -> None:
         subprocess.run([*COMMAND, *upscale], cwd=folder, check=True)
         both = next(file for file in folder.glob("*compare*"))
         Image.open(both).convert("RGB").save(out / "upscale_compare.jpg", quality=90)
-        page(folder, out / "app.png")
+        page(folder, out / "app.jpg")
 
 
 def page(folder: Path, picture: Path) -> None:
@@ -72,12 +73,10 @@ def browse(address: str, file: Path, picture: Path) -> None:
         wait("#go")[0].click()
         wait("#slider img", lambda found: len(found) > 1)
         time.sleep(3)
-        browser.save_screenshot(str(picture))
+        shown = browser.get_screenshot_as_png()
     finally:
         browser.quit()
-    Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(
-        picture, optimize=True
-    )
+    Image.open(io.BytesIO(shown)).convert("RGB").save(picture, quality=90)
 
 
 if __name__ == "__main__":

@@ -88,13 +88,17 @@ def test_errors_are_at_most_twice_those_of_torch_in_the_same_precision_or_small(
 ) -> None:
     exact = run(written_out, shape, torch.float64)
     plain, ours = run(written_out, shape, dtype), run(by_kernel, shape, dtype)
+    small = SMALL[dtype]
+    if dtype == torch.float32:
+        # Sums in order over many keys, as a GPU's, err more than those that a processor splits.
+        small *= max(1, shape[-1] / 24)
     for name, right, by_torch, result in zip(
         ("out", "qkv", "table"), exact, plain, ours, strict=True
     ):
         # Of one pixel, all keys are alike, and the table has no gradient.
         size = right.abs().max().clamp_min(0.1)
         error, allowed = ((x - right).abs().max() / size for x in (result, by_torch))
-        assert error <= max(2 * allowed, SMALL[dtype]), (name, error, allowed)
+        assert error <= max(2 * allowed, small), (name, error, allowed)
 
 
 def test_programs_below_the_image_and_those_of_the_interpreters_size_agree_with_float64(

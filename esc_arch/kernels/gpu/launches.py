@@ -130,9 +130,10 @@ def launch_for(
             block_n = 64
         if kernel != "forward" and not columns_of_tile(window_size, min(block_m, pixels)):
             # Masks and places of pixels in no rectangle take registers.
-            block_n //= 2
-            if kernel == "keys" and head_dim <= 16:
-                block_m, warps = 64, 4
+            if head_dim <= 16:
+                block_m, block_n, warps = 64, 64, 4
+            else:
+                block_n //= 2
     return Launch(min(block_m, pixels), min(block_n, pixels), warps, stages)
 
 

@@ -131,7 +131,7 @@ def launch_for(
         if kernel != "forward" and not columns_of_tile(window_size, min(block_m, pixels)):
             # Masks and places of pixels in no rectangle take registers.
             if head_dim <= 16:
-                block_m, block_n, warps = 64, 64, 4
+                block_m, block_n, warps = 64, min(block_n, 64), 4
             else:
                 block_n //= 2
     return Launch(min(block_m, pixels), min(block_n, pixels), warps, stages)
